@@ -1,0 +1,186 @@
+"""A frozen encoder: card, weights and preprocessing as one thing that turns volumes into embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clear.backbones import build, convert
+from clear.card import EncoderCard, read_card
+from clear.checkpoints import digest_of, find_weights, load_strictly, read_tensors
+from clear.encoders import ENCODERS
+from clear.errors import InputError, ScanRefused
+from clear.slices import prepare
+from clear.volume import Volume
+from clear.windows import Window, check_windows, default_windows
+
+DEFAULT_BATCH = 16
+
+
+def load_encoder(
+    name: str, weights: Path | str | None = None, *, device: str = "auto", precision: str = "auto"
+) -> Encoder:
+    """The encoder called `name` (see `clear.encoders`), or of a card (path to card.json or its folder), with weights.
+
+    weights: a checkpoint instead of the encoder's own. device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+    precision: `auto` (bfloat16 where the hardware multiplies it natively, else float32), `float32` or `bfloat16`.
+    Raises InputError for an unknown name or device, WeightsError for weights that are absent or do not fit.
+    """
+    card = find_card(name)
+    found = find_weights(card, None if weights is None else Path(weights))
+    network = build(card)
+    load_strictly(network, convert(card, read_tensors(found.path), network), str(found.path))
+    return Encoder(card, network, found.note, device=device, precision=precision)
+
+
+def find_card(name: str) -> EncoderCard:
+    """A registered card by name, or one read from a path. Raises InputError listing the names that exist."""
+    if name in ENCODERS:
+        return ENCODERS[name]
+    path = Path(name)
+    if path.suffix == ".json" or path.is_dir():
+        return read_card(path)
+    raise InputError(
+        f"--model {name}: no such encoder. Expected one of {', '.join(ENCODERS)}, or the path of an encoder card"
+    )
+
+
+class Encoder:
+    """A frozen network with everything that decides its features.
+
+    name, card, dim; digest: sha256 of weights, pooling and preprocessing; weights_note: one line saying what the
+    weights are; provenance: precision, device, threads and versions, which may change features in the last digits.
+    """
+
+    def __init__(
+        self,
+        card: EncoderCard,
+        network: torch.nn.Module,
+        weights_note: str,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        self.card = card
+        self.name = card.name
+        self.dim = card.dim
+        self.weights_note = weights_note
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.digest = card.digest(digest_of(network))
+        self.network = network.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own signature
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What may move features by rounding, without being their identity."""
+        import timm
+
+        return {
+            "precision": self.precision,
+            "device": self.device.type,
+            "device_name": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "trained on": self.weights_note,
+        }
+
+    def windows_for(self, volume: Volume, windows: Sequence[Window] | None) -> tuple[Window, ...]:
+        """The windows used on a volume; refuses what this encoder is not for, and windows that make no sense on it."""
+        if self.card.modalities and volume.modality not in self.card.modalities:
+            raise ScanRefused(
+                "modality",
+                f"{volume.modality or 'unknown'} scan, but encoder {self.name} knows {', '.join(self.card.modalities)} only; "
+                "choose another --model for it",
+            )
+        if self.card.planes and volume.plane not in self.card.planes:
+            raise ScanRefused(
+                "plane", f"{volume.plane} slices, but encoder {self.name} knows {', '.join(self.card.planes)} only"
+            )
+        return check_windows(windows if windows is not None else default_windows(volume.modality))
+
+    def encode(
+        self,
+        volume: Volume,
+        windows: Sequence[Window] | None = None,
+        *,
+        batch: int = DEFAULT_BATCH,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Embeddings of every slice in every window: (Z * windows, d), slice by slice, windows inside a slice.
+
+        batch: at most this many instances at a time (never less than one slice), all of this scan.
+        on_batch: told the number of instances after each batch; may raise to stop.
+        Raises ScanRefused when the encoder is not for this modality or plane.
+        """
+        windows = self.windows_for(volume, windows)
+        limits = [window.limits(volume.voxels) for window in windows]
+        step = max(1, batch // len(windows))
+        out = np.empty((volume.n_slices * len(windows), self.dim), dtype=np.float32)
+        voxels = torch.from_numpy(volume.voxels)
+        padding = None if volume.padding is None else torch.from_numpy(volume.padding).to(self.device)
+        for first in range(0, volume.n_slices, step):
+            part = voxels[first : first + step]
+            if self.device.type == "cuda":
+                part = part.pin_memory().to(self.device, non_blocking=True)
+            with torch.inference_mode():
+                x = prepare(
+                    part,
+                    limits,
+                    (volume.spacing_mm[1], volume.spacing_mm[2]),
+                    self.card,
+                    is_ct=volume.modality == "CT",
+                    padding=None if padding is None else padding[first : first + step],
+                )
+                embeddings = self.forward(x)
+            start = first * len(windows)
+            out[start : start + len(embeddings)] = embeddings.cpu().numpy()
+            if on_batch is not None:
+                on_batch(len(embeddings))
+        return out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Prepared inputs (N, C, S, S) to embeddings (N, d) float32, in this encoder's precision."""
+        autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.precision == "bfloat16":
+            autocast = torch.autocast(self.device.type, torch.bfloat16)
+        with autocast:
+            embeddings: torch.Tensor = self.network(x)
+        return embeddings.float()
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the first GPU if there is one, else the CPU. Raises InputError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device {device}: not available here; expected auto or cpu")
+    return chosen
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bfloat16 where the hardware multiplies it natively, else float32. Raises InputError otherwise."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"--precision {precision}: expected auto, float32 or bfloat16")
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_native_bfloat16(device) else "float32"
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware: GPUs from Ampere on, CPUs with AMX-bf16 or AVX512-bf16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # torch has no public name for these
+    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)

@@ -1,0 +1,93 @@
+"""From slices to encoder inputs: the one preprocessing path of extraction, pretraining and explanation.
+
+    values ──window──▶ [0, 1] ──square in mm──▶ antialiased resize ──mean/std──▶ (N, C, S, S)
+
+Everything is batched in torch and runs where the voxels are, so a GPU gets raw int16 slices and does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clear.volume import AIR_HU
+
+if TYPE_CHECKING:
+    from clear.card import EncoderCard
+
+
+def prepare(
+    slices: Tensor,
+    limits: Sequence[tuple[float, float]],
+    pixel_spacing_mm: tuple[float, float],
+    card: EncoderCard,
+    *,
+    is_ct: bool = True,
+    padding: Tensor | None = None,
+) -> Tensor:
+    """Raw slices as an encoder's input.
+
+    slices: (n, Y, X) int16 HU or float32 values, on the device that shall do the work.
+    limits: one (low, high) a window, in the slices' own values (`Window.limits`).
+    pixel_spacing_mm: (between rows, between columns).
+    padding: (n, 2) inclusive range of values outside the image, painted as air; low > high for none.
+    Returns (n * len(limits), C, S, S) float32, channels last, slice by slice with the windows inside a slice.
+
+    What lies outside the slice, once it is made square, is air in CT and the window's lower end elsewhere.
+    """
+    outside = float(AIR_HU) if is_ct else None
+    values = slices.float()
+    if padding is not None and bool((padding[:, 0] <= padding[:, 1]).any()):
+        low, high = (padding[:, i].to(values)[:, None, None] for i in (0, 1))
+        painted = AIR_HU if is_ct else 0.0
+        values = torch.where((values >= low) & (values <= high), painted, values)
+    planes = []
+    for low, high in limits:
+        scale = 1.0 / (high - low)
+        windowed = ((values - low) * scale).clamp_(0.0, 1.0)
+        beyond = 0.0 if outside is None else min(max((outside - low) * scale, 0.0), 1.0)
+        planes.append(_resize(_square(windowed, pixel_spacing_mm, card.field_of_view_mm, beyond), card))
+    grey = torch.stack(planes, dim=1).flatten(0, 1)[:, None]  # (n * windows, 1, S, S)
+    mean = torch.tensor(card.mean, device=grey.device).view(1, -1, 1, 1)
+    std = torch.tensor(card.std, device=grey.device).view(1, -1, 1, 1)
+    return ((grey - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def square_margins(
+    shape: tuple[int, int], pixel_spacing_mm: tuple[float, float], field_of_view_mm: float | None
+) -> tuple[int, int, int, int]:
+    """Pixels to add (or, negative, to cut) before and after columns and before and after rows.
+
+    The square's side is `field_of_view_mm`, else the longer side of the slice; it keeps the slice's centre, to half a
+    pixel. Returns (left, right, top, bottom), the order of `torch.nn.functional.pad`.
+    """
+    sides_mm = [n * step for n, step in zip(shape, pixel_spacing_mm, strict=True)]
+    side_mm = field_of_view_mm or max(sides_mm)
+    margins = []
+    for n, step in zip(reversed(shape), reversed(pixel_spacing_mm), strict=True):
+        extra = max(round(side_mm / step), 1) - n
+        margins += [extra // 2, extra - extra // 2]
+    left, right, top, bottom = margins
+    return left, right, top, bottom
+
+
+def _square(
+    image: Tensor, pixel_spacing_mm: tuple[float, float], field_of_view_mm: float | None, beyond: float
+) -> Tensor:
+    margins = square_margins((image.shape[-2], image.shape[-1]), pixel_spacing_mm, field_of_view_mm)
+    return functional.pad(image, margins, value=beyond) if any(margins) else image
+
+
+def _resize(image: Tensor, card: EncoderCard) -> Tensor:
+    """(n, H, W) in [0, 1] to (n, S, S) in [0, 1]; bicubic overshoot is clipped, as in 8-bit image libraries."""
+    side = card.input_size
+    if image.shape[-2:] == (side, side):
+        return image
+    resized = functional.interpolate(
+        image[:, None], (side, side), mode=card.resize, antialias=True, align_corners=False
+    )[:, 0]
+    return resized.clamp_(0.0, 1.0) if card.resize == "bicubic" else resized

@@ -25,19 +25,16 @@ def run(arguments: list[str]) -> int:
 
     CLEAR_DEBUG=1 lets exceptions through.
     """
-    import click
+    import typer
 
     from clear.cli import app
+
+    usage_error = typer.BadParameter.__mro__[2]  # click's base class, of which newer typers carry a copy of their own
 
     try:
         status = app(args=arguments, standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except click.exceptions.Abort:
-        return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -54,6 +51,9 @@ def run(arguments: list[str]) -> int:
         print(f"Error: {error.filename or 'file system'}: {error.strerror or 'cannot be used'}", file=sys.stderr)
         return 2
     except Exception as error:  # the last barrier: a defect of ours, shown as one
+        if isinstance(error, usage_error):
+            error.show()  # type: ignore[attr-defined]  # ClickException has it
+            return 2
         if os.environ.get("CLEAR_DEBUG"):
             raise
         print(

@@ -130,7 +130,9 @@ class EncoderCard:
     def from_dict(cls, data: Mapping[str, Any], origin: str = "card") -> EncoderCard:
         """The inverse of `as_dict`. Raises InputError naming `origin` and the field that is wrong."""
         if data.get("format") != CARD_FORMAT:
-            raise InputError(f'{origin}: expected an encoder card ("format": "{CARD_FORMAT}"); found {data.get("format")!r}')
+            raise InputError(
+                f'{origin}: expected an encoder card ("format": "{CARD_FORMAT}"); found {data.get("format")!r}'
+            )
         if data.get("version") != CARD_VERSION:
             raise InputError(f"{origin}: card version {data.get('version')}; this clear reads version {CARD_VERSION}")
         known = {f.name for f in fields(cls)}

@@ -50,7 +50,11 @@ def find_weights(card: EncoderCard, weights: Path | None = None) -> FoundWeights
     source = card.source
     if source.kind == "hub":
         return FoundWeights(_from_hub(card), note)
-    place = Path(__file__).parent / "weights" / source.place / source.file if source.kind == "bundled" else Path(source.place)
+    place = (
+        Path(__file__).parent / "weights" / source.place / source.file
+        if source.kind == "bundled"
+        else Path(source.place)
+    )
     if not place.is_file():
         raise WeightsError(f"encoder {card.name}: its weights {place.name} are missing at {place}")
     return FoundWeights(place, note)

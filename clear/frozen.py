@@ -85,7 +85,9 @@ class Encoder:
         return {
             "precision": self.precision,
             "device": self.device.type,
-            "device_name": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
+            "device_name": torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else platform.machine(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "timm": timm.__version__,

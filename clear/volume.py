@@ -298,7 +298,8 @@ def _directions(row_direction: ArrayLike, column_direction: ArrayLike) -> tuple[
     row, column = row / lengths[0], column / lengths[1]
     if abs(row @ column) > 1e-3:
         raise ScanRefused(
-            "bad_geometry", f"rows and columns are not perpendicular: {row.round(4).tolist()}, {column.round(4).tolist()}"
+            "bad_geometry",
+            f"rows and columns are not perpendicular: {row.round(4).tolist()}, {column.round(4).tolist()}",
         )
     return row, column
 

@@ -1,0 +1,236 @@
+"""The command line: it parses, calls the notebook surface and prints. No logic, and nothing heavy at import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from clear import __version__
+
+app = typer.Typer(
+    name="clear",
+    help="Learning from 3D radiology scans with frozen slice encoders: scans to bags of slice embeddings, "
+    "bags to cross-validated answers.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+bags_app = typer.Typer(help="Look at bag files, check them, put shards together.", no_args_is_help=True)
+app.add_typer(bags_app, name="bags")
+
+Window = Annotated[
+    Optional[list[str]],  # noqa: UP045  # typer reads this spelling on every Python
+    typer.Option("--window", "-w", help="abdomen, lung, percentile, or NAME=LOW..HIGH in HU; repeatable."),
+]
+Select = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="One series a study: thinnest, most-slices, soft-kernel; or a condition such as \"modality = 'CT'\"."
+    ),
+]
+ScansTable = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--scans", help="Table with a column path, and scan_id and/or patient_id to use instead of the found ones."
+    ),
+]
+Modality = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="CT or MR, for formats that do not say it (NIfTI and the like)."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if show:
+        print(f"clear {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A folder of scans, in any tree.")],
+    out: Annotated[Optional[Path], typer.Option(help="Write the plan (Parquet), which extract takes as input.")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON row a series.")] = False,
+    select: Select = None,
+    scans: ScansTable = None,
+    modality: Modality = None,
+    workers: Annotated[Optional[int], typer.Option(help="Parallel header readers.")] = None,  # noqa: UP045
+) -> None:
+    """Show what a folder holds: a row a series, whether it can be used, and why not."""
+    from clear import plan
+    from clear.api import find_scans
+
+    found = find_scans(folder, select=select, scans=scans, modality=modality, workers=workers)
+    if out is not None:
+        plan.write_plan(found, out)
+    if as_json:
+        print(plan.to_json(found))
+    else:
+        print(plan.plan_text(found))
+
+
+@app.command()
+def extract(
+    source: Annotated[Path, typer.Argument(help="A folder of scans, or a plan from `clear inspect --out`.")],
+    output: Annotated[
+        Path, typer.Argument(help="The bag file to write: NAME.h5 or NAME.zarr; {model} stands for the encoder.")
+    ],
+    model: Annotated[list[str], typer.Option("--model", "-m", help="Encoder name or card; repeatable.")] = [
+        "mambaout-lecl"
+    ],  # noqa: B006  # typer copies it
+    weights: Annotated[Optional[Path], typer.Option(help="A checkpoint to use instead of the encoder's own.")] = None,  # noqa: UP045
+    window: Window = None,
+    task: Annotated[Optional[str], typer.Option(help="Use this task's windows.")] = None,  # noqa: UP045
+    select: Select = None,
+    scans: ScansTable = None,
+    modality: Modality = None,
+    shard: Annotated[
+        Optional[str], typer.Option(help="I/N: encode only this part; `clear bags merge` puts them together.")
+    ] = None,  # noqa: UP045
+    workers: Annotated[int, typer.Option(help="Scans read ahead in parallel.")] = 2,
+    batch: Annotated[Optional[int], typer.Option(help="Slices in a window encoded at a time.")] = None,  # noqa: UP045
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float16 or float32, how features are stored.")] = "float16",
+    overwrite: Annotated[bool, typer.Option(help="Replace a bag file made with other settings.")] = False,
+) -> None:
+    """Encode every usable scan of a folder, once, into a bag file. Run it again to go on where it stopped."""
+    from clear.api import extract as run
+
+    result = run(
+        source,
+        output,
+        model=model,
+        weights=weights,
+        windows=window,
+        task=task,
+        select=select,
+        scans=scans,
+        modality=modality,
+        shard=_shard(shard),
+        workers=workers,
+        batch=batch,
+        device=device,
+        precision=precision,
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+    print(result.summary())
+    raise typer.Exit(result.exit_status)
+
+
+@app.command()
+def train(
+    bags: Annotated[Path, typer.Argument(help="A bag file that `clear extract` wrote.")],
+    task: Annotated[Optional[str], typer.Option(help="A built-in task, such as rad-chestct.")] = None,  # noqa: UP045
+    labels: Annotated[
+        Optional[Path], typer.Option(help="Table of labels (CSV, TSV, Excel, Parquet), or a task's folder.")
+    ] = None,  # noqa: UP045
+    target: Annotated[Optional[list[str]], typer.Option(help="Column to predict; repeatable.")] = None,  # noqa: UP045
+    patients: Annotated[
+        Optional[Path], typer.Option(help="Table of scan_id and patient_id, when the bags hold no patients.")
+    ] = None,  # noqa: UP045
+    patient_pattern: Annotated[
+        Optional[str], typer.Option(help="Regular expression whose first group in scan_id is the patient.")
+    ] = None,  # noqa: UP045
+    join: Annotated[
+        Optional[str], typer.Option(help="When a label fits several scans: all, first, earliest or pool.")
+    ] = None,  # noqa: UP045
+    aggregator: Annotated[str, typer.Option(help="abmil or mean.")] = "abmil",
+    window: Window = None,
+    folds: Annotated[Optional[int], typer.Option(help="Number of folds, grouped by patient.")] = None,  # noqa: UP045
+    folds_file: Annotated[Optional[Path], typer.Option(help="folds.csv of an earlier run.")] = None,  # noqa: UP045
+    repeats: Annotated[int, typer.Option(help="Cross-validations with other folds.")] = 1,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    epochs: Annotated[Optional[int], typer.Option(help="At most this many epochs.")] = None,  # noqa: UP045
+    batch: Annotated[Optional[int], typer.Option(help="Bags in a step.")] = None,  # noqa: UP045
+    lr: Annotated[Optional[float], typer.Option(help="AdamW's.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="The run folder to write.")] = None,  # noqa: UP045
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace the run folder.")] = False,
+) -> None:
+    """Cross-validate a small attention model on a bag file and print how well it does."""
+    from clear.api import train as run
+
+    result = run(
+        bags,
+        task=task,
+        labels=labels,
+        target=target,
+        patients=patients,
+        patient_pattern=patient_pattern,
+        join_rule=join,
+        aggregator=aggregator,
+        windows=window,
+        folds=folds,
+        folds_file=folds_file,
+        repeats=repeats,
+        seed=seed,
+        epochs=epochs,
+        batch=batch,
+        lr=lr,
+        output=out,
+        device=device,
+        overwrite=overwrite,
+    )
+    print(result.table())
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the cohort and its results are written.")] = Path("demo"),
+    patients: Annotated[Optional[int], typer.Option(help="How many patients to draw.")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="Another seed is another cohort.")] = 0,
+) -> None:
+    """Draw the embedded cohort as DICOM, extract, train, and print the results."""
+    from clear.api import demo as run
+
+    print(run(folder, patients=patients, seed=seed).table())
+
+
+@bags_app.command("info")
+def bags_info(file: Annotated[Path, typer.Argument(help="A bag file.")]) -> None:
+    """What a bag file holds: encoder, windows, scans, and what its weights are."""
+    from clear.bags import bags_info as info
+
+    for key, value in info(file).items():
+        print(f"{key:<16}{value}")
+
+
+@bags_app.command("validate")
+def bags_validate(file: Annotated[Path, typer.Argument(help="A bag file.")]) -> None:
+    """Check every promise of the format, the features included."""
+    from clear.bags import validate
+
+    print(validate(file))
+
+
+@bags_app.command("merge")
+def bags_merge(
+    output: Annotated[Path, typer.Argument(help="The bag file whose shards are complete, or a new one.")],
+    files: Annotated[
+        Optional[list[Path]], typer.Argument(help="Bag files of the same encoder to put together.")
+    ] = None,  # noqa: UP045
+    overwrite: Annotated[bool, typer.Option(help="Replace the output.")] = False,
+) -> None:
+    """Make one bag file of finished shards (OUTPUT.parts) or of several bag files."""
+    from extract import merge
+
+    print(merge(output, files or [], overwrite=overwrite).summary())
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    i, _, n = text.partition("/")
+    if not (i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+        raise typer.BadParameter(f"expected I/N with 1 <= I <= N, such as 1/8; found {text!r}", param_hint="--shard")
+    return int(i), int(n)

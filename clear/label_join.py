@@ -1,0 +1,239 @@
+"""Joining labels to scans: on ids, never on row order, and nothing falls out of sight.
+
+Rows of the label table meet scans of the bag file by the table's id. What joins on neither side is counted and named.
+Patients are known before any fold is made: from a table given for it, from the scans' own headers, from the label
+table, or from a pattern over the scan ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from clear.errors import InputError
+from clear.labels import ID_COLUMNS, Labels, find_id_column
+from clear.tables import need_column, read_table, some
+from clear.tasks import JOIN_RULES, Endpoint, JoinRule
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Labelled scans.
+
+    frame: one row a scan, ordered by scan_id: `scan_id`, `patient_id` and one column of class codes an endpoint
+    (Int64, null = masked); scans without any known label are left out. `flow`: counts from found to used.
+    remarks: what did not join and why, as sentences. rule: the join rule that applied.
+    """
+
+    frame: pl.DataFrame
+    endpoints: tuple[Endpoint, ...]
+    rule: JoinRule | None
+    flow: dict[str, Any]
+    remarks: tuple[str, ...]
+
+
+def join_labels(
+    labels: Labels,
+    scans: pl.DataFrame,
+    *,
+    rule: JoinRule | None = None,
+    patients: Path | str | None = None,
+    patient_pattern: str | None = None,
+    source: str = "the bag file",
+) -> Joined:
+    """Labels of scans.
+
+    scans: `Bags.scans`. rule: what a label row that matches several scans means: `all` of them carry the label,
+    `first` by scan_id, `earliest` by days_since_first, or `pool`, one bag a patient. patients: a table of an id column
+    and patient_id. patient_pattern: a regular expression whose first group, in the scan id, is the patient.
+    Raises InputError when nothing joins, when a rule is needed, when patients are unknown or contradict each other.
+    """
+    if rule is not None and rule not in JOIN_RULES:
+        raise InputError(f"--join {rule}: expected one of {', '.join(JOIN_RULES)}")
+    remarks = list(labels.remarks)
+    key, ids = _matching_key(labels, scans, source)
+    table = pl.DataFrame({"scan_id": scans["scan_id"], "id": ids})
+    joined = table.join(labels.frame, on="id", how="inner").sort("scan_id")
+    remarks += _unmatched(labels, table, joined, key)
+    flow: dict[str, Any] = {
+        "scans_in_file": scans.height,
+        "label_rows": labels.frame.height,
+        "joined_by": key,
+        "scans_joined": joined.height,
+        "label_rows_without_scan": labels.frame.height - joined["id"].n_unique(),
+        "scans_without_label_row": scans.height - joined.height,
+    }
+    several = joined.filter(pl.col("id").is_duplicated())
+    if several.height and rule is None:
+        one = several["id"][0]
+        names = several.filter(pl.col("id") == one)["scan_id"].to_list()
+        raise InputError(
+            f"{labels.source}: {several['id'].n_unique()} of its rows match several scans, first {key} {one!r} with "
+            f"{len(names)} ({some(names, 3)}). Say what the label means with --join: all (every scan has it), first "
+            "(by scan_id), earliest (by date) or pool (one bag a patient)"
+        )
+    if rule in ("first", "earliest") and several.height:
+        before = joined.height
+        joined = _choose(joined, scans, rule)
+        remarks.append(f"--join {rule}: {joined.height} of {before} joined scans are used")
+    joined = joined.with_columns(patient_id=_patients(joined, scans, labels, patients, patient_pattern))
+    names = [endpoint.name for endpoint in labels.endpoints]
+    known = joined.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in names))
+    if known.height < joined.height:
+        remarks.append(f"{joined.height - known.height} joined scans have no known label and are left out")
+    if not known.height:
+        raise InputError(f"{labels.source}: {joined.height} scans join, but none of them has a known label")
+    _no_scan_twice(known, scans)
+    flow |= {"scans_used": known.height, "patients_used": known["patient_id"].n_unique()}
+    frame = known.select("scan_id", "patient_id", *names)
+    applied = rule if several.height or rule == "pool" else None
+    return Joined(frame, labels.endpoints, applied, flow, tuple(remarks))
+
+
+def _matching_key(labels: Labels, scans: pl.DataFrame, source: str) -> tuple[str, pl.Series]:
+    """(id name, the id of each scan as the table spells it); raises InputError when nothing joins."""
+    wanted = set(labels.frame["id"].to_list())
+    keys = ID_COLUMNS if labels.key == "any" else (labels.key,)
+    for key in keys:
+        if key in scans.columns and any(value in wanted for value in scans[key].to_list()):
+            return key, scans[key].alias("id")
+    if "scan_id" in keys:  # a file found in a sub-folder has the folder in its scan_id, a table often does not
+        names = [str(value).rsplit("/", 1)[-1] for value in scans["scan_id"].to_list()]
+        if any(name in wanted for name in names) and len(set(names)) == len(names):
+            return "scan_id (its last part)", pl.Series("id", names, dtype=pl.String)
+    shown = keys[0] if len(keys) == 1 else "scan_id"
+    here = [str(value) for value in scans[shown].to_list() if value is not None] if shown in scans.columns else []
+    others = [
+        other
+        for other in ID_COLUMNS
+        if other in scans.columns and other not in keys and any(value in wanted for value in scans[other].to_list())
+    ]
+    hint = f" Its ids are {others[0]}s of the bag file: name the column {others[0]}." if others else ""
+    raise InputError(
+        f"{labels.source}: none of its {labels.frame.height} ids is a {shown} of {source}. The table has "
+        f"{some(labels.frame['id'].to_list(), 3)}; {source} has {some(here, 3) if here else 'no such ids'}.{hint}"
+    )
+
+
+def _unmatched(labels: Labels, table: pl.DataFrame, joined: pl.DataFrame, key: str) -> list[str]:
+    remarks = []
+    absent = labels.frame.filter(~pl.col("id").is_in(joined["id"].unique().to_list()))["id"].to_list()
+    if absent:
+        remarks.append(f"{len(absent)} of {labels.frame.height} label rows have no scan, by {key}: {some(absent, 5)}")
+    unlabelled = table.filter(~pl.col("scan_id").is_in(joined["scan_id"].to_list()))["scan_id"].to_list()
+    if unlabelled:
+        remarks.append(f"{len(unlabelled)} of {table.height} scans have no label row: {some(unlabelled, 5)}")
+    return remarks
+
+
+def _choose(joined: pl.DataFrame, scans: pl.DataFrame, rule: str) -> pl.DataFrame:
+    if rule == "first":
+        return joined.unique("id", keep="first", maintain_order=True)
+    days = scans.select("scan_id", "days_since_first")
+    dated = joined.join(days, on="scan_id", how="left")
+    several = dated.filter(pl.col("id").is_duplicated())
+    undated = several.filter(pl.col("days_since_first").is_null())
+    if undated.height:
+        raise InputError(
+            f"--join earliest: {undated.height} scans have no known date, first {undated['scan_id'][0]!r}. "
+            "Choose another rule (all, first, pool)"
+        )
+    tied = several.filter(pl.col("days_since_first") == pl.col("days_since_first").min().over("id"))
+    tied = tied.filter(pl.col("id").is_duplicated())
+    if tied.height:
+        raise InputError(
+            f"--join earliest: {tied['id'].n_unique()} label rows have several scans on their earliest day, first "
+            f"{tied['id'][0]!r}. Select one series a study when extracting (--select), or choose another rule"
+        )
+    return dated.sort("days_since_first").unique("id", keep="first").sort("scan_id").drop("days_since_first")
+
+
+def _patients(
+    joined: pl.DataFrame,
+    scans: pl.DataFrame,
+    labels: Labels,
+    table: Path | str | None,
+    pattern: str | None,
+) -> pl.Series:
+    """The patient of each joined scan; a table given for it first, then headers, label table, pattern."""
+    from_scan = dict(zip(scans["scan_id"], scans["patient_id"], strict=True))
+    from_label = dict(zip(joined["scan_id"], joined["patient_id"], strict=True))
+    if labels.key == "patient_id":
+        from_label = dict(zip(joined["scan_id"], joined["id"], strict=True))
+    from_table = _patient_table(scans, table) if table is not None else {}
+    found: list[str | None] = []
+    for scan_id in joined["scan_id"].to_list():
+        patient = from_table.get(scan_id) or from_scan.get(scan_id) or from_label.get(scan_id)
+        if not patient and pattern is not None:
+            patient = _patient_of(scan_id, pattern)
+        found.append(patient or None)
+    without = [scan_id for scan_id, patient in zip(joined["scan_id"], found, strict=True) if patient is None]
+    if without:
+        raise InputError(
+            f"{len(without)} of {joined.height} scans have no patient id, first {some(without, 3)}. Folds must keep a "
+            "patient together: give --patients TABLE (an id column and patient_id), a patient_id column in the label "
+            "table, or --patient-pattern REGEX whose first group is the patient in the scan id"
+        )
+    chosen = pl.Series("patient_id", found, dtype=pl.String)
+    both = pl.DataFrame({"label": pl.Series(list(from_label.values()), dtype=pl.String), "chosen": chosen}).drop_nulls()
+    split = both.group_by("label", maintain_order=True).agg(pl.col("chosen").unique(maintain_order=True))
+    split = split.filter(pl.col("chosen").list.len() > 1)
+    if split.height:
+        raise InputError(
+            f"{labels.source}: its patient {split['label'][0]!r} has scans of several patients of the bag file "
+            f"({some(split['chosen'][0], 3)}); {split.height} patients are split in this way and could cross folds. "
+            "Settle it with --patients TABLE"
+        )
+    return chosen
+
+
+def _patient_table(scans: pl.DataFrame, path: Path | str) -> dict[str, str]:
+    table = read_table(path)
+    need_column(table, "patient_id", path)
+    column, key = find_id_column(table, path)
+    if key == "patient_id":
+        raise InputError(f"{path}: expected an id column (scan_id, series_uid or study_uid) beside patient_id")
+    pairs = table.select(pl.col(column).alias("id"), "patient_id").drop_nulls().unique()
+    doubled = pairs.filter(pl.col("id").is_duplicated())
+    if doubled.height:
+        raise InputError(f"{path}: {key} {doubled['id'][0]!r} belongs to two patients; expected one")
+    patient_of = dict(pairs.iter_rows())
+    found = {
+        scan_id: patient_of[value]
+        for scan_id, value in zip(scans["scan_id"], scans[key], strict=True)
+        if value in patient_of
+    }
+    if not found:
+        raise InputError(
+            f"{path}: none of its {pairs.height} {key}s is in the bag file ({some(pairs['id'].to_list(), 3)})"
+        )
+    return found
+
+
+def _patient_of(scan_id: str, pattern: str) -> str | None:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"--patient-pattern {pattern}: not a regular expression ({error})") from error
+    if compiled.groups < 1:
+        raise InputError(f"--patient-pattern {pattern}: expected a group in brackets, such as '^([^_/]+)'")
+    match = compiled.search(scan_id)
+    return match.group(1) if match else None
+
+
+def _no_scan_twice(known: pl.DataFrame, scans: pl.DataFrame) -> None:
+    """Equal voxels under two patients would put one scan into two folds."""
+    digests = known.select("scan_id", "patient_id").join(scans.select("scan_id", "digest"), on="scan_id")
+    twice = digests.drop_nulls("digest").group_by("digest", maintain_order=True).agg("scan_id", "patient_id")
+    twice = twice.filter(pl.col("patient_id").list.n_unique() > 1)
+    if twice.height:
+        names: Sequence[str] = twice["scan_id"][0].to_list()
+        raise InputError(
+            f"{twice.height} scans appear under two patients with the same voxels, first {some(names, 3)}. One of them "
+            "is misfiled; leave it out or correct the patient with --patients TABLE"
+        )

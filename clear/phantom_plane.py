@@ -1,0 +1,345 @@
+"""Drawing one plane of a synthetic patient: density in HU on a pixel grid, free of noise.
+
+Shapes are painted back to front, as one would with brushes: body, wall, cavity, lungs, organs, vessels, bones, then
+what was planted. Edges are one pixel soft (the share of the pixel that a shape covers), which is the partial-volume
+effect in the plane; slice thickness is the mean over several planes (`clear.phantoms`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import fft
+
+from clear.phantom_anatomy import (
+    AIR,
+    RIB_RADIUS_MM,
+    SPINE_Y,
+    WALL_SHIFT_MM,
+    Anatomy,
+    Array,
+    Ellipsoid,
+    Tube,
+    cavity_mm,
+    depth,
+    ellipse,
+    in_plane,
+    squircle,
+    wall_mm,
+)
+from clear.phantom_findings import Ball, Planted
+
+CROP_MARGIN_MM = 6.0  # the warp moves a shape by less than this
+f32 = np.float32
+
+
+class Plane:
+    """A canvas at height z_mm of one patient.
+
+    x_mm (1, W) and y_mm (H, 1) are pixel centres in patient mm; pixel_mm their distance; hu (H, W) float32 the
+    drawing; changed maps a finding to the mask (H, W) of the pixels that it touched.
+    """
+
+    def __init__(self, anatomy: Anatomy, x_mm: Array, y_mm: Array, z_mm: float) -> None:
+        self.anatomy = anatomy
+        self.x_mm, self.y_mm, self.z_mm = x_mm, y_mm, z_mm
+        self.pixel_mm = float(x_mm[0, 1] - x_mm[0, 0])
+        self.x, self.y, self.z = anatomy.to_template(x_mm, y_mm, z_mm)
+        self.hu: Array = np.full(self.x.shape, AIR, f32)
+        self.changed: dict[str, np.ndarray] = {}
+        self.sharp = f32(1 / self.pixel_mm)
+        self.cavity = anatomy.inside_cavity(self.x, self.y, self.z)
+        self.diaphragm = anatomy.diaphragm(self.x, self.y)
+
+    def cover(self, inside_mm: Array) -> Array:
+        """Share of each pixel inside a surface, from the distance to it (positive inside)."""
+        return np.asarray(np.clip(inside_mm * self.sharp + f32(0.5), 0, 1))
+
+    def paint(self, share: Array, hu: float | Array, where: tuple[slice, slice] | None = None) -> None:
+        part = self.hu if where is None else self.hu[where]
+        part += share * (hu - part)
+
+    def crop(self, cx: float, cy: float, rx: float, ry: float) -> tuple[slice, slice] | None:
+        """The pixels within rx, ry of a template point (with room for the warp), or None outside the image."""
+        sx, sy, _ = self.anatomy.scale
+        spans = []
+        for centre, reach, grid in (
+            (cy * sy, ry * sy, self.y_mm[:, 0]),
+            (cx * sx, rx * sx, self.x_mm[0]),
+        ):
+            low = int((centre - reach - CROP_MARGIN_MM - grid[0]) / self.pixel_mm)
+            high = int((centre + reach + CROP_MARGIN_MM - grid[0]) / self.pixel_mm) + 2
+            low, high = max(low, 0), min(high, len(grid))
+            if low >= high:
+                return None
+            spans.append(slice(low, high))
+        return spans[0], spans[1]
+
+    def ellipsoid(self, shape: Ellipsoid, within: Array | None = None) -> None:
+        k = depth(self.z, shape)
+        reach = max(shape.radii[:2]) * k
+        where = self.crop(shape.centre[0], shape.centre[1], reach, reach) if k > 0 else None
+        if where is None:
+            return
+        rho = in_plane(self.x[where], self.y[where], shape)
+        share = self.cover((f32(k) - rho) * f32(min(shape.radii[:2])))
+        self.paint(share if within is None else share * within[where], shape.hu, where)
+
+    def tubes(self, tubes: Sequence[Tube], within: Array | None = None) -> None:
+        low, high = self.z - self.pixel_mm, self.z + self.pixel_mm
+        thinnest = 0.25 * self.pixel_mm  # what is thinner would hardly show
+        for tube in tubes:
+            if tube.z_range[0] < high and tube.z_range[1] > low and tube.r0 > thinnest:
+                self.tube(tube, within)
+
+    def tube(self, tube: Tube, within: Array | None = None) -> None:
+        p, q = np.array(tube.p0, f32), np.array(tube.p1, f32)
+        d = q - p
+        length2 = float(d @ d)
+        # only the stretch of the axis that comes near the plane needs a crop
+        if abs(d[2]) > 1e-3:
+            reach = max(tube.r0, tube.r1) + self.pixel_mm
+            t = sorted(np.clip([(self.z - reach - p[2]) / d[2], (self.z + reach - p[2]) / d[2]], 0, 1))
+        else:
+            t = [0.0, 1.0]
+        a, b = p + d * f32(t[0]), p + d * f32(t[1])
+        r = max(tube.r0, tube.r1) + self.pixel_mm
+        middle, half = (a + b) / 2, np.abs(b - a) / 2
+        where = self.crop(float(middle[0]), float(middle[1]), float(half[0]) + r, float(half[1]) + r)
+        if where is None:
+            return
+        x, y, z = self.x[where] - p[0], self.y[where] - p[1], f32(self.z) - p[2]
+        along = np.clip((x * d[0] + y * d[1] + z * d[2]) / f32(max(length2, 1e-6)), 0, 1)
+        dx, dy, dz = x - along * d[0], y - along * d[1], z - along * d[2]
+        radius = f32(tube.r0) + along * f32(tube.r1 - tube.r0)
+        share = self.cover(radius - np.sqrt(dx * dx + dy * dy + dz * dz))
+        self.paint(share if within is None else share * within[where], tube.hu, where)
+
+    def ball(self, ball: Ball) -> None:
+        """A planted ball, exact in patient millimetres."""
+        dz = self.z_mm - ball.centre_mm[2]
+        reach = ball.radius_mm + self.pixel_mm + ball.edge_mm
+        if abs(dz) > ball.radius_mm:
+            return
+        rows = np.abs(self.y_mm[:, 0] - ball.centre_mm[1]) < reach
+        columns = np.abs(self.x_mm[0] - ball.centre_mm[0]) < reach
+        if not rows.any() or not columns.any():
+            return
+        where = _span(rows), _span(columns)
+        dx, dy = self.x_mm[:, where[1]] - f32(ball.centre_mm[0]), self.y_mm[where[0]] - f32(ball.centre_mm[1])
+        inside = f32(ball.radius_mm) - np.sqrt(dx * dx + dy * dy + f32(dz * dz))
+        share = np.clip(inside / f32(self.pixel_mm + 2 * ball.edge_mm) + f32(0.5), 0, 1)
+        # the ball's own radius bounds it: a soft edge never reaches beyond the box
+        share *= inside > -f32(self.pixel_mm / 2)
+        self.paint(share, ball.hu, where)
+
+
+def _span(flags: np.ndarray) -> slice:
+    at = np.flatnonzero(flags)
+    return slice(int(at[0]), int(at[-1]) + 1)
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma_px: float) -> Array:
+    """Gaussian noise of unit variance, blurred with a Gaussian of sigma_px pixels (periodic)."""
+    white = fft.rfft2(rng.standard_normal(shape, dtype=f32))
+    fy, fx = fft.fftfreq(shape[0])[:, None], fft.rfftfreq(shape[1])[None]
+    gain = np.exp(-2 * (np.pi * sigma_px) ** 2 * (fx * fx + fy * fy)).astype(f32)
+    noise = fft.irfft2(white * gain, s=shape)
+    return np.asarray(noise / noise.std(), f32)
+
+
+def draw_plane(
+    anatomy: Anatomy, x_mm: Array, y_mm: Array, z_mm: float, planted: Planted, holes: Array | None, grain: Array
+) -> Plane:
+    """One infinitely thin plane.
+
+    holes, grain: (H, W) unit-variance noise, shared by the planes of one slice: where emphysema opens holes, and the
+    fine texture of tissue.
+    """
+    plane = Plane(anatomy, x_mm, y_mm, z_mm)
+    lung = _body(plane)
+    _lungs(plane, planted, lung, holes)
+    below = plane.cover((plane.diaphragm - f32(3 + plane.z)) * f32(0.5)) * plane.cover(plane.cavity - f32(1.5))
+    _effusions(plane, planted, lung)
+    _chest(plane, lung)
+    _abdomen(plane, below)
+    _ribs(plane)
+    _spine(plane)
+    for ball in (*planted.granulomas, *planted.balls):
+        plane.ball(ball)
+    _texture(plane, grain)
+    return plane
+
+
+def _body(plane: Plane) -> Array:
+    """Table, skin, fat, muscle, cavity; returns the pixels' share of lung (pleural space included)."""
+    anatomy, x, y, z = plane.anatomy, plane.x, plane.y, plane.z
+    a, b = wall_mm(z)
+    fat = anatomy.fat_mm
+    front = 1.0 + 0.5 * np.clip(-z / 100, 0, 1)  # more in front of the belly
+    outer_a, outer_b = a + fat, b + fat * 0.45 * (1 + front)
+    y_body = y - f32(WALL_SHIFT_MM) + f32(0.3 * fat * front)
+    skin = (1 - squircle(x, y_body, outer_a, outer_b)) * f32(outer_b)
+    back = float(anatomy.scale[1]) * (WALL_SHIFT_MM + outer_b - 0.3 * fat * front)
+    _table(plane, back)
+    if anatomy.breast_mm and abs(z - 45) < 55:
+        height = anatomy.breast_mm * float(np.sqrt(1 - ((z - 45) / 55) ** 2))
+        for side in (-1, 1):
+            breast = (1 - ellipse(x, y, side * 72, -outer_b + 6, 56, 8 + height)) * f32(8 + height)
+            skin = np.maximum(skin, breast)
+    plane.paint(plane.cover(skin), 15.0)
+    plane.paint(plane.cover(skin - f32(1.8)), anatomy.hu["fat"])
+    if anatomy.breast_mm and abs(z - 45) < 35:
+        for side in (-1, 1):
+            gland = (1 - ellipse(x, y, side * 72, -outer_b + 3, 26, anatomy.breast_mm * 0.5)) * f32(10)
+            plane.paint(f32(0.6) * np.clip(gland / 8, 0, 1), 25.0)
+    y_wall = y - f32(WALL_SHIFT_MM)
+    wall = (1 - squircle(x, y_wall, a, b)) * f32(b)
+    # muscle in layers with fat between them, seen best in the flank and around the shoulder blade
+    layers = np.minimum(wall, np.abs(wall - f32(0.09 * b)) - f32(0.8))
+    plane.paint(plane.cover(layers), anatomy.hu["muscle"])
+    plane.paint(plane.cover(plane.cavity), anatomy.hu["fat"] + 4)
+    return plane.cover(anatomy.inside_lung(x, y, z, (plane.cavity, plane.diaphragm)))
+
+
+def _table(plane: Plane, back_mm: float) -> None:
+    """A curved couch: two thin shells with foam between."""
+    top = back_mm + plane.anatomy.table_mm
+    sag = plane.y_mm - f32(top) + f32(0.0006) * plane.x_mm * plane.x_mm
+    inside = np.minimum(np.minimum(sag + 1, 26 - sag), 205 - np.abs(plane.x_mm))
+    plane.paint(plane.cover(inside), -930.0)
+    plane.paint(plane.cover(np.minimum(inside, np.maximum(1.6 - inside, 0) - 0.2)), -250.0)
+
+
+def _lungs(plane: Plane, planted: Planted, lung: Array, holes: Array | None) -> None:
+    anatomy, z = plane.anatomy, plane.z
+    gravity = np.clip((plane.y + f32(90)) / f32(180), 0, 1) * f32(45)  # dependent lung is denser
+    plane.paint(lung, anatomy.hu["lung"] + gravity - f32(18))
+    if planted.emphysema is not None and holes is not None:
+        upper = float(np.clip((z + 20) / 120, 0, 1))
+        if upper > 0:
+            level = f32(_normal_quantile(1 - planted.emphysema.fraction * upper))
+            share = np.clip((holes - level) * f32(4) + f32(0.5), 0, 1) * (lung > f32(0.99))
+            plane.changed["emphysema"] = share > 0
+            plane.paint(share, planted.emphysema.hu)
+    plane.tubes(anatomy.lung_vessels, lung)
+
+
+def _effusions(plane: Plane, planted: Planted, lung: Array) -> None:
+    anatomy = plane.anatomy
+    for effusion in planted.effusions:
+        base = anatomy.domes[0 if effusion.side < 0 else 1][2] - 45
+        thick = effusion.depth_mm * float(np.clip((base + effusion.height_mm - plane.z) / 60, 0, 1))
+        if thick < 1:
+            continue
+        # the lung floats forward: what its shifted outline leaves free behind it is fluid
+        shifted = anatomy.inside_cavity(plane.x, plane.y + f32(thick), plane.z) - f32(2)
+        share = lung * (1 - plane.cover(shifted)) * (plane.x * f32(effusion.side) > 0) * (plane.y > -30)
+        touched = share > 0
+        plane.changed["effusion"] = touched | plane.changed.get("effusion", np.zeros_like(touched))
+        plane.paint(share, effusion.hu)
+
+
+def _chest(plane: Plane, lung: Array) -> None:
+    anatomy, z = plane.anatomy, plane.z
+    chest = np.maximum(lung, plane.cover(f32(z) - plane.diaphragm))
+    heart = anatomy.heart
+    fat = tuple(r + 4 for r in heart.radii)
+    plane.ellipsoid(Ellipsoid(heart.centre, fat, -95.0, heart.angle), chest)  # type: ignore[arg-type]  # three radii
+    plane.ellipsoid(heart, chest)
+    for chamber in anatomy.chambers:
+        plane.ellipsoid(chamber, chest)
+    plane.tubes(anatomy.great_vessels)
+    plane.tubes(anatomy.airways)
+    if 5 < z < 150:
+        y = -cavity_mm(z)[1] - 8
+        for grow, hu in ((0.0, 480.0), (-1.8, anatomy.hu["trabecular"] - 40)):
+            plane.ellipsoid(Ellipsoid((0, y, 80), (20 + grow, 6.5 + grow, 75), hu))
+
+
+def _abdomen(plane: Plane, below: Array) -> None:
+    anatomy, z = plane.anatomy, plane.z
+    if z > 40:
+        return
+    plane.tubes(anatomy.bowel, below)
+    for organ in anatomy.organs:
+        plane.ellipsoid(organ, below)
+    stomach = anatomy.stomach
+    plane.ellipsoid(Ellipsoid(stomach.centre, stomach.radii, 75.0), below)
+    k = depth(z, stomach)
+    if k > 0:
+        inner = (f32(k) - in_plane(plane.x, plane.y, stomach)) * f32(min(stomach.radii[:2])) - f32(4)
+        share = plane.cover(inner) * below
+        plane.paint(share, stomach.hu)
+        gas = plane.cover(f32(stomach.centre[1] - 8) - plane.y)  # lying on the back: gas in front, a level line
+        plane.paint(share * gas, -960.0)
+    liver = plane.cover(anatomy.inside_liver(plane.x, plane.y, z, (plane.cavity, plane.diaphragm)))
+    plane.paint(liver, anatomy.hu["liver"])
+    plane.tubes(anatomy.liver_vessels, liver)
+    plane.ellipsoid(anatomy.organs[-1], below)  # the gallbladder indents the liver
+
+
+def _ribs(plane: Plane) -> None:
+    """Ribs, their cartilage in front, and the shoulder blades."""
+    anatomy, z = plane.anatomy, plane.z
+    near = (plane.cavity < -1) & (plane.cavity > -16)
+    if not near.any():
+        return
+    shape, turn, valid = anatomy.ribs(plane.x[near], plane.y[near], z)
+    share = plane.cover((1 - shape) * f32(RIB_RADIUS_MM)) * valid
+    bone = np.where(shape < 0.55, f32(anatomy.hu["trabecular"] + 20), f32(anatomy.hu["cortex"] - 60))
+    cartilage = np.clip((turn - f32(2.35)) * 8, 0, 1)
+    bone = bone + cartilage * (f32(115) - bone)
+    plane.hu[near] += share * (bone - plane.hu[near])
+    if 50 < z < 200:
+        for side in (-1, 1):  # shoulder blades
+            u, v = np.array([side * 72.0, 86.0]), np.array([side * (122.0 - (z - 50) * 0.08), 52.0])
+            plane.tube(Tube((u[0], u[1], z), (v[0], v[1], z), 2.6, 3.4, anatomy.hu["cortex"] - 200))
+
+
+def _spine(plane: Plane) -> None:
+    anatomy, z = plane.anatomy, plane.z
+    where = plane.crop(0, SPINE_Y + 18, 52, 42)
+    if where is None:
+        return
+    x, y = plane.x[where], plane.y[where]
+    phase, a, b = anatomy.vertebra(z)
+    body = (1 - ellipse(x, y, 0, SPINE_Y, a, b)) * f32(b)
+    cortex, marrow = anatomy.hu["cortex"], anatomy.hu["trabecular"]
+    posterior: list[tuple[Array, float]] = []
+    canal_y = SPINE_Y + b + 8
+    ring = ellipse(x, y, 0, canal_y, 10.5, 9.5)
+    arch = np.minimum(3.6 - np.abs((ring - 1) * 10 - 2.5), y - f32(SPINE_Y + b - 2))
+    if phase > 0.35:
+        cross = np.minimum(4.0 - np.abs(y - f32(canal_y + 4 - np.abs(x) * 0.1)), 31 - np.abs(x))
+        cross = np.minimum(cross, np.abs(x) - 9)
+        posterior += [(arch, cortex - 220), (cross, cortex - 260)]
+    else:
+        joints = np.minimum(arch, np.abs(x) - 6)
+        posterior += [(joints, cortex - 120)]
+    if phase > 0.6 or phase < 0.3:
+        spinous = np.minimum(3.2 - np.abs(x), np.minimum(y - f32(canal_y + 9), f32(canal_y + 24) - y))
+        posterior += [(spinous, cortex - 250)]
+    for shape, hu in posterior:
+        plane.paint(plane.cover(shape), hu, where)
+    if phase < 0.2:
+        plane.paint(plane.cover(body), 85.0, where)
+    else:
+        end = min(phase - 0.2, 1.0 - phase) * anatomy.disc_pitch_mm  # mm to the nearest end plate
+        plane.paint(plane.cover(body), cortex - 80, where)
+        plane.paint(plane.cover(body - f32(1.6)), marrow + 180 * float(np.clip(1 - end / 2.5, 0, 1)), where)
+    plane.paint(plane.cover((1 - ring) * 9), 25.0, where)
+
+
+def _texture(plane: Plane, grain: Array) -> None:
+    """Tissue is not paint: fine structure in lung and cancellous bone, a little everywhere but in air."""
+    hu = plane.hu
+    strength = np.where(hu < -940, f32(0), np.where(hu < -500, f32(26), np.where(hu > 190, f32(32), f32(5))))
+    hu += strength * grain
+
+
+def _normal_quantile(p: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(min(max(p, 1e-6), 1 - 1e-6))

@@ -1,0 +1,260 @@
+"""One extraction under way: decode ahead, encode, commit, and remember what became of every scan."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from clear.errors import ClearError, ScanRefused
+from clear.scans import Scan
+from clear.volume import Volume
+from clear.windows import Window, default_windows
+from extract.outcome import Problem, Unstorable, make_bag, problem_of
+from extract.parts import SHARD_ENDING, Parts
+from extract.plan import (
+    PART_BYTES,
+    Encoder,
+    bag_bytes,
+    check_space,
+    fingerprint,
+    row_for,
+    volume_bytes,
+    with_plan,
+)
+from extract.quality import QualityRow, Status, quality_path, write_quality
+from extract.readahead import ReadAhead
+from extract.stopping import Stop
+
+MAX_READ_AHEAD_BYTES = 2 << 30
+_SEVERITY = {"done": 0, "set aside": 0, "refused": 1, "failed": 2}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A volume ready to encode."""
+
+    volume: Volume
+    digest: str
+    fingerprint: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scan to read, and which outputs need it."""
+
+    scan: Scan
+    needs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for every scan. given: windows were named, so that any modality is encoded in them."""
+
+    windows: tuple[Window, ...]
+    given: bool
+    batch: int
+
+
+class Run:
+    """One extraction under way: what is to do, and what became of every scan for every output."""
+
+    def __init__(
+        self,
+        scans: Sequence[Scan],
+        encoders: Sequence[Encoder],
+        settings: Settings,
+        stop: Stop,
+        read: Callable[[Scan], Volume],
+    ) -> None:
+        self.scans = scans
+        self.usable = [scan for scan in scans if scan.verdict == "use"]
+        self.encoders, self.settings, self.stop, self.read = encoders, settings, stop, read
+        self.parts: list[Parts] = []
+        self.problems: list[dict[str, Problem]] = [{} for _ in encoders]
+        self.new: set[str] = set()
+        self.slices = 0
+
+    def encode_all(self, workers: int, progress: bool | None, shard: tuple[int, int] | None) -> None:
+        """Reads and encodes what is not finished yet; each scan is decoded once, whatever the number of encoders."""
+        jobs = self._jobs()
+        self._check_space(jobs, shard)
+        total = sum(job.scan.n_slices * len(job.needs) for job in jobs)
+        ahead = ReadAhead(
+            jobs,
+            self._decode,
+            lambda job: volume_bytes(job.scan),
+            workers=workers,
+            max_items=workers + 2,
+            max_bytes=MAX_READ_AHEAD_BYTES,
+            check=self.stop.check,
+        )
+        with _progress_bar(total, len(jobs), progress) as bar, ahead as results:
+            finished = 0  # no enumerate: it would hold on to the volume before
+            for job, result in results:
+                before = bar.n
+                for i in job.needs:
+                    self._encode(i, job.scan, result, bar)
+                del result  # its memory counts as free when the next result is asked for
+                bar.update(job.scan.n_slices * len(job.needs) - (bar.n - before))
+                finished += 1
+                bar.set_postfix_str(f"scan {finished}/{len(jobs)}")
+
+    def _jobs(self) -> list[Job]:
+        """Scans that some output lacks, or whose files changed since; what stands is kept."""
+        jobs = []
+        for scan in self.usable:
+            self.stop.check()
+            known = [parts.known.get(scan.scan_id) for parts in self.parts]
+            now = fingerprint(scan) if any(known) else ""
+            needs = [i for i, k in enumerate(known) if k is None or not now or k.fingerprint != now]
+            for parts, k in zip(self.parts, known, strict=True):
+                if k is not None and now and k.fingerprint == now:
+                    parts.keep(with_plan(k.row, scan), now)
+            if needs:
+                jobs.append(Job(scan, tuple(needs)))
+        return jobs
+
+    def _check_space(self, jobs: Sequence[Job], shard: tuple[int, int] | None) -> None:
+        if not jobs and not any(known.part for parts in self.parts for known in parts.known.values()):
+            return
+        needs = {}
+        for i, parts in enumerate(self.parts):
+            header = parts.header
+            todo = [job.scan for job in jobs if i in job.needs and job.scan.scan_id not in parts.known]
+            new = sum(bag_bytes(scan.n_slices, header) + PART_BYTES for scan in todo)
+            old = sum(bag_bytes(known.row.n_slices, header) for known in parts.known.values())
+            unfinished = bool(todo) or any(known.part for known in parts.known.values())
+            needs[parts.output] = new + (new + old if shard is None and unfinished else 0)
+        check_space(needs)
+
+    def _decode(self, job: Job) -> Decoded | Problem:
+        """Reads a scan, in a thread; whatever goes wrong is that scan's problem alone."""
+        started = time.monotonic()
+        try:
+            before = fingerprint(job.scan)
+            volume = self.read(job.scan)
+            return Decoded(volume, volume.digest, before, time.monotonic() - started)
+        except Exception as error:  # the barrier: one bad scan costs one scan
+            return problem_of(error, job.scan, "reading")
+
+    def _encode(self, i: int, scan: Scan, result: Decoded | Problem, bar: Any) -> None:
+        self.stop.check()
+        if isinstance(result, Decoded):
+            result = self._encode_volume(i, scan, result, bar) or result
+        if isinstance(result, Problem):
+            self.problems[i][scan.scan_id] = result
+
+    def _encode_volume(self, i: int, scan: Scan, decoded: Decoded, bar: Any) -> Problem | None:
+        """Encodes and commits, or says why not. InputError and OutputError pass: they concern every scan."""
+        volume, parts, settings = decoded.volume, self.parts[i], self.settings
+
+        def on_batch(n_instances: int) -> None:
+            bar.update(n_instances / len(settings.windows))
+            self.stop.check()
+
+        try:
+            if not settings.given and default_windows(volume.modality) != settings.windows:
+                raise ScanRefused(
+                    "modality",
+                    f"{volume.modality or 'unknown'} scan among scans that have other windows; extract it apart",
+                )
+            row = row_for(scan, volume, decoded.digest, len(settings.windows))
+            known = parts.known.get(scan.scan_id)
+            if known is not None and (known.row.digest, known.row.length) == (row.digest, row.length):
+                parts.keep(row, decoded.fingerprint)  # only names or times of its files changed
+                return None
+            started = time.monotonic()
+            features = self.encoders[i].encode(volume, settings.windows, batch=settings.batch, on_batch=on_batch)
+            seconds = time.monotonic() - started
+            bag = make_bag(scan.scan_id, volume, features, parts.header, row.length)
+        except ScanRefused as error:
+            return Problem("refused", error.reason, str(error))
+        except Unstorable as error:
+            return Problem("failed", "not_finite", str(error))
+        except ClearError:
+            raise
+        except Exception as error:  # the barrier: one bad scan costs one scan
+            return problem_of(error, scan, "encoding")
+        parts.commit(row, bag, fingerprint=decoded.fingerprint, read_seconds=decoded.seconds, encode_seconds=seconds)
+        self.new.add(scan.scan_id)
+        self.slices += volume.n_slices
+        return None
+
+    def status_of(self, i: int, scan: Scan) -> Problem | Status:
+        """What became of a scan in output i."""
+        if scan.verdict != "use":
+            return Problem("set aside" if scan.verdict == "set aside" else "refused", scan.reason, scan.message)
+        return self.problems[i].get(scan.scan_id, "done")
+
+    def counts(self) -> Counter[str]:
+        """Scans by the worst status among the outputs."""
+        counts: Counter[str] = Counter()
+        for scan in self.scans:
+            found = [self.status_of(i, scan) for i in range(len(self.parts))]
+            statuses = [status.status if isinstance(status, Problem) else status for status in found]
+            counts[max(statuses, key=_SEVERITY.__getitem__)] += 1
+        return counts
+
+    def write_quality(self, shard: tuple[int, int] | None) -> list[Path]:
+        """`feats.qc.csv`, or the shard's record among the parts, which `merge` puts together."""
+        paths = []
+        for i, parts in enumerate(self.parts):
+            rows = {scan.scan_id: self._quality_row(i, scan) for scan in self.scans}
+            if shard is not None:
+                path = parts.folder / f"{shard[0]}-of-{shard[1]}{SHARD_ENDING}"
+            else:
+                path = quality_path(parts.output)
+                for scan_id in parts.known.keys() - rows.keys():  # in the file from another folder
+                    rows[scan_id] = parts.quality_row(scan_id)
+            write_quality(path, rows.values(), aside=parts.folder / f"{path.name}.tmp")
+            paths.append(path)
+        return paths
+
+    def _quality_row(self, i: int, scan: Scan) -> QualityRow:
+        status = self.status_of(i, scan)
+        if not isinstance(status, Problem):
+            return self.parts[i].quality_row(scan.scan_id)
+        message = status.message
+        if scan.scan_id in self.parts[i].known:
+            message = f"{message} (The bag of an earlier run stays in the file.)"
+        return QualityRow(
+            scan_id=scan.scan_id,
+            patient_id=scan.patient_id or "",
+            source=scan.source,
+            modality=scan.modality,
+            n_slices=scan.n_slices,
+            status=status.status,
+            reason=status.reason,
+            message=message,
+            remarks="; ".join(scan.remarks),
+        )
+
+    def farewell(self, shard: tuple[int, int] | None) -> str:
+        """What is kept and how to go on."""
+        finished = [sum(scan.scan_id in parts.known for scan in self.usable) for parts in self.parts]
+        done = min(finished, default=0)
+        part = "" if shard is None else f" of shard {shard[0]}/{shard[1]}"
+        return (
+            f"Stopped: {done} of {len(self.usable)} scans{part} are finished and kept. Run the same command to go on."
+        )
+
+
+def _progress_bar(n_slices: int, n_scans: int, progress: bool | None) -> Any:
+    """Slices/s, scans done and time left, on standard error; seldom redrawn where that is no terminal."""
+    in_terminal = sys.stderr.isatty()
+    hidden = (progress is None and not in_terminal) or progress is False or not n_scans
+    return tqdm(
+        total=n_slices,
+        unit=" slices",
+        disable=hidden,
+        mininterval=0.2 if in_terminal else 30.0,
+        bar_format="{percentage:3.0f}% |{bar:24}| {n:.0f}/{total:.0f}{unit}, {rate_fmt}{postfix}, {remaining} left",
+    )

@@ -1,0 +1,46 @@
+"""The fused attention pooling against the plain one, value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aggregate.attention import attention_pool, fused_attention_pool, uniform_attention
+
+
+def problem(dtype: torch.dtype = torch.float64):
+    g = torch.Generator().manual_seed(3)
+    shapes = [(6, 5), (6,), (4, 6), (4,), (1, 4), (1,)]
+    weights = tuple(torch.randn(s, generator=g, dtype=dtype).requires_grad_() for s in shapes)
+    rows = torch.randn(11, 5, generator=g, dtype=dtype).requires_grad_()
+    return rows, torch.tensor([0, 3, 4, 11]), weights
+
+
+@pytest.mark.parametrize("rows_need_gradient", [True, False])
+def test_the_fused_gradient_equals_autograds(rows_need_gradient: bool) -> None:
+    rows, offsets, weights = problem()
+    rows.requires_grad_(rows_need_gradient)
+    wanted = [*weights, rows] if rows_need_gradient else list(weights)
+    upstream = torch.randn(3, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    grads = []
+    for pool in (attention_pool, fused_attention_pool):
+        z, attention = pool(rows, offsets, weights)
+        grads.append((z.detach(), attention.detach(), *torch.autograd.grad((z * upstream).sum(), wanted)))
+    for plain, fused in zip(*grads, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_the_fused_gradient_equals_finite_differences() -> None:
+    rows, offsets, weights = problem()
+    assert torch.autograd.gradcheck(lambda x, *w: fused_attention_pool(x, offsets, w)[0], (rows, *weights))
+
+
+def test_attention_of_a_bag_sums_to_one() -> None:
+    rows, offsets, weights = problem()
+    _, attention = fused_attention_pool(rows, offsets, weights)
+    sums = [float(attention[a:b].sum()) for a, b in ((0, 3), (3, 4), (4, 11))]
+    assert sums == pytest.approx([1, 1, 1])
+
+
+def test_uniform_attention_is_one_over_k() -> None:
+    assert uniform_attention(torch.tensor([0, 1, 5])).tolist() == [1, 0.25, 0.25, 0.25, 0.25]

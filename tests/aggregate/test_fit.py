@@ -1,0 +1,141 @@
+"""Fitting: alone with its seed, blind to what will be scored, stopped by the inner split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from aggregate.aggregators import build_aggregator, predict
+from aggregate.fit import Fitted, Plan, fit, run_epoch
+from aggregate.packed import PackedRows
+from aggregate.targets import Targets
+from clear.tasks import PRESETS, Endpoint, Preset
+
+QUICK = Preset("quick", lr=1e-3, batch=8, epochs=6, patience=3)
+
+
+def cohort(n: int = 24, dim: int = 6, seed: int = 0) -> tuple[PackedRows, Targets]:
+    rng = np.random.default_rng(seed)
+    codes = np.arange(n) % 2
+    bags = [rng.standard_normal((int(rng.integers(3, 9)), dim)) + 0.8 * code for code in codes]
+    targets = Targets((Endpoint("y", "binary", ("0", "1")),), codes[:, None].astype(float))
+    return PackedRows.of([bag.astype(np.float32) for bag in bags]), targets
+
+
+def fitted(source: PackedRows, targets: Targets, preset: Preset = QUICK, name: str = "abmil", seed: int = 0) -> Fitted:
+    train, inner = np.arange(0, 14), np.arange(14, 18)
+    return fit(source, targets, train, inner, lambda *a: build_aggregator(name, *a), preset, (seed,))
+
+
+@pytest.mark.parametrize("name", ["abmil", "mean"])
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(name: str) -> None:
+    source, targets = cohort()
+    first, again, other = (fitted(source, targets, name=name, seed=s) for s in (0, 0, 1))
+    assert first.history == again.history
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key])
+    assert not torch.equal(first.model.project.weight, other.model.project.weight)
+
+
+def test_torchs_global_state_is_neither_used_nor_changed() -> None:
+    source, targets = cohort()
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = fitted(source, targets)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    assert fitted(source, targets).history == first.history
+
+
+def test_bags_that_will_be_scored_do_not_reach_the_fit() -> None:
+    source, targets = cohort()
+    first = fitted(source, targets)
+    codes = targets.codes.copy()
+    codes[18:] = 1 - codes[18:]
+    bags = [source.take([i])[0].numpy() for i in range(len(source))]
+    bags[18:] = [bag * 1000 - 7 for bag in bags[18:]]
+    changed = fitted(PackedRows.of(bags), Targets(targets.endpoints, codes))
+    assert changed.history == first.history
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, changed.model.state_dict()[key])
+
+
+def test_inner_bags_stop_but_do_not_teach() -> None:
+    source, targets = cohort()
+    codes = targets.codes.copy()
+    codes[14:18] = 1 - codes[14:18]
+    first, changed = fitted(source, targets), fitted(source, Targets(targets.endpoints, codes))
+    pairs = list(zip(first.history, changed.history, strict=False))
+    assert all(a["train_loss"] == b["train_loss"] for a, b in pairs)
+    assert all(a["inner_loss"] != b["inner_loss"] for a, b in pairs)
+
+
+def test_the_weights_are_those_of_the_best_epoch_and_not_of_the_last() -> None:
+    source, targets = cohort()
+    overfitting = Preset("hot", lr=3e-2, batch=4, epochs=25, patience=25, dropout=0.0)
+    whole = fitted(source, targets, overfitting)
+    assert whole.best_epoch < 25
+    stopped = fitted(
+        source, targets, Preset("hot", lr=3e-2, batch=4, epochs=whole.best_epoch, patience=25, dropout=0.0)
+    )
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, stopped.model.state_dict()[key])
+
+
+def test_training_stops_after_patience_but_not_before_the_least_steps() -> None:
+    source, targets = cohort()
+    plain = Preset("p", lr=5e-2, batch=8, epochs=400, patience=2, dropout=0.0)
+    early = fitted(source, targets, plain)
+    assert len(early.history) == early.best_epoch + 2
+    late = fitted(source, targets, Preset("p", lr=5e-2, batch=8, epochs=400, patience=2, dropout=0.0, min_steps=60))
+    assert late.steps >= 60 > early.steps
+
+
+def test_a_set_that_both_trains_and_stops_is_refused() -> None:
+    source, targets = cohort()
+    with pytest.raises(ValueError, match="both trains and stops"):
+        fit(source, targets, np.arange(5), np.arange(4, 8), lambda *a: build_aggregator("mean", *a), QUICK, (0,))
+
+
+def test_small_tiles_make_the_same_step_as_the_whole_batch() -> None:
+    source, targets = cohort()
+    losses, weights = [], []
+    for tile_rows in (1, 10_000):
+        torch.manual_seed(0)
+        model = build_aggregator("abmil", 6, 1, 0.0)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        codes = torch.as_tensor(targets.codes, dtype=torch.float32)
+        losses.append(run_epoch(model, source, targets, codes, np.arange(24), optimiser, 12, tile_rows=tile_rows))
+        weights.append(model.project.weight.detach())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bags", [8, 30, 64, 100, 400, 1500, 5000])
+def test_small_cohorts_make_500_steps_before_they_may_stop_and_large_ones_follow_the_paper(bags: int) -> None:
+    plan = Plan.of(PRESETS["adaptive"], bags)
+    steps = -(-bags // plan.batch)
+    assert plan.min_epochs * steps >= 500
+    assert plan.epochs >= plan.min_epochs
+    assert 8 <= plan.batch <= 128
+    if bags >= 1024:
+        assert plan.batch == 128
+    assert Plan.of(PRESETS["paper"], bags) == Plan(128, 32, 0)
+
+
+def test_a_signal_in_the_bags_is_learnt() -> None:
+    source, targets = cohort(n=60, seed=3)
+    result = fit(
+        source,
+        targets,
+        np.arange(0, 30),
+        np.arange(30, 40),
+        lambda *a: build_aggregator("abmil", *a),
+        Preset("p", lr=1e-3, batch=8, epochs=15, patience=15),
+        (0,),
+    )
+    scores = predict(result.model, source, range(40, 60))[0][:, 0].numpy()
+    truth = targets.codes[40:, 0]
+    assert scores[truth == 1].min() > scores[truth == 0].mean()
+    assert not result.model.training

@@ -1,0 +1,18 @@
+"""Speed and memory as ratios in one run: `make bench`, or `python tests/bench extraction` for a part.
+
+Machines are shared and noisy, so each figure sets two ways of doing the same work against each other in the same run,
+in turn, and quotes the median of the ratios.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import extraction
+import training
+
+PARTS = {"extraction": extraction.main, "training": training.main}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()

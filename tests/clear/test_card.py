@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clear.card import EncoderCard, read_card, write_card
+from clear.encoders import ENCODERS
+from clear.errors import InputError
+
+CARD = ENCODERS["mambaout-lecl"]
+
+
+@pytest.mark.parametrize("card", ENCODERS.values(), ids=list(ENCODERS))
+def test_a_card_survives_json(card: EncoderCard) -> None:
+    assert EncoderCard.from_dict(json.loads(json.dumps(card.as_dict()))) == card
+
+
+def test_a_written_card_finds_its_weights_beside_it(tmp_path: Path) -> None:
+    write_card(CARD, tmp_path / "mine")
+    for place in (tmp_path / "mine", tmp_path / "mine" / "card.json"):
+        card = read_card(place)
+        assert card.source.place == str(tmp_path / "mine" / "weights.safetensors")
+        assert replace(card, source=CARD.source) == CARD
+
+
+def test_the_digest_sees_all_that_changes_features_and_nothing_else() -> None:
+    same = [CARD, replace(CARD, name="other", trained_on="x", licence="y", windows=(), citation="")]
+    different = [
+        replace(CARD, pooling="mean"),
+        replace(CARD, input_size=192),
+        replace(CARD, resize="bicubic"),
+        replace(CARD, mean=(0.0, 0.0, 0.0)),
+        replace(CARD, std=(1.0, 1.0, 1.0)),
+        replace(CARD, channels=1, mean=(0.5,), std=(0.5,)),
+        replace(CARD, field_of_view_mm=300.0),
+    ]
+    assert len({card.digest("w") for card in same}) == 1
+    assert len({card.digest("w") for card in [CARD, *different]} | {CARD.digest("v")}) == len(different) + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "expected an encoder card"),
+        ({"version": 2}, "card version 2; this clear reads version 1"),
+        ({"pooling": "max"}, "pooling is 'max'; expected one of"),
+        ({"colour": "red"}, "unknown field"),
+        ({"mean": [0.5]}, "a mean and a std each"),
+        ({"dim": 0}, "must be positive"),
+        ({"source": {"kind": "hub"}}, "missing or of the wrong kind"),
+    ],
+)
+def test_a_wrong_card_says_what_is_wrong(change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        EncoderCard.from_dict({**CARD.as_dict(), **change})
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_a_file_that_is_no_card_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "card.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=r"card\.json"):
+        read_card(tmp_path)
+
+
+def test_a_missing_card_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a card\.json beside weights\.safetensors"):
+        read_card(tmp_path)

@@ -24,7 +24,6 @@ _SURFACE = {
     "ClearError": "clear.errors",
     "Volume": "clear.volume",
     "Window": "clear.windows",
-    "crossval": "clear.api",
     "demo": "clear.api",
     "extract": "clear.api",
     "find_scans": "clear.api",
@@ -33,7 +32,20 @@ _SURFACE = {
     "read_volume": "clear.api",
     "train": "clear.api",
 }
-__all__ = ["__version__", *sorted(_SURFACE)]  # noqa: PLE0604  # the names are strings
+__all__ = [
+    "Bags",
+    "ClearError",
+    "Volume",
+    "Window",
+    "__version__",
+    "demo",
+    "extract",
+    "find_scans",
+    "inspect",
+    "load_encoder",
+    "read_volume",
+    "train",
+]
 
 if TYPE_CHECKING:
     from clear.api import demo, extract, find_scans, inspect, load_encoder, read_volume, train

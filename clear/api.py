@@ -5,7 +5,9 @@ Stages are imported where they are used, so that `import clear` costs nothing.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from extract import ExtractionResult
 
 DEFAULT_MODEL = "mambaout-lecl"
+DEMO_PATIENTS, DEMO_MATRIX, DEMO_SLICES = 100, 256, 24
 
 
 def find_scans(
@@ -163,3 +166,59 @@ def train(
     from aggregate import train as run
 
     return run(bags, task=task, labels=labels, target=target, **settings)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demonstration made: a folder with the cohort, its bag file and two runs.
+
+    runs: by aggregator, attention first.
+    """
+
+    folder: Path
+    runs: dict[str, Run]
+
+    def table(self) -> str:
+        """Both runs' tables, attention first."""
+        return "\n\n".join(run.table() for run in self.runs.values())
+
+
+def demo(
+    folder: Path | str = "demo",
+    *,
+    patients: int = DEMO_PATIENTS,
+    seed: int = 0,
+    matrix: int = DEMO_MATRIX,
+    slices: int = DEMO_SLICES,
+    device: str = "auto",
+    report: Callable[[str], None] | None = None,
+) -> Demo:
+    """Draw the embedded cohort, extract it, and cross-validate attention and mean pooling on it.
+
+    The synthetic patients and their DICOM series are those of `clear.phantoms`; the folder then holds `cohort-*/`,
+    `feats-*.h5` and `run-*/`. What an earlier call finished is not done again. report: told each step in a line.
+    """
+    from aggregate import Run
+    from clear.phantoms import DICOM_FOLDER, LABELS_TABLE, write_cohort
+
+    say = report or (lambda _: None)
+    place = Path(folder)
+    name = f"{patients}-patients-seed-{seed}-{matrix}px-{slices}-slices"
+    cohort, bags = place / f"cohort-{name}", place / f"feats-{name}.h5"
+    if not cohort.exists():
+        say(f"drawing {patients} synthetic patients as DICOM into {cohort}")
+        aside = place / f".cohort-{name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        write_cohort(aside, patients=patients, seed=seed, matrix=matrix, slices=slices)
+        aside.rename(cohort)
+    say(f"extracting {cohort / DICOM_FOLDER} with {DEFAULT_MODEL} into {bags}")
+    result = extract(cohort / DICOM_FOLDER, bags, task="demo", device=device)
+    say(result.summary())
+    runs = {}
+    for aggregator in ("abmil", "mean"):
+        output = place / f"run-{aggregator}-{name}"
+        if not output.exists():
+            say(f"training {aggregator} into {output}")
+            train(bags, task="demo", labels=cohort / LABELS_TABLE, aggregator=aggregator, output=output, device=device)
+        runs[aggregator] = Run.open(output)
+    return Demo(place, runs)

@@ -145,9 +145,10 @@ def _from_hub(card: EncoderCard) -> Path:
         return Path(cached)
     size = f" ({source.size_mb:.0f} MB)" if source.size_mb else ""
     help_text = (
-        f"encoder {card.name}: its weights are not on this machine and the hub did not give them. Fetch {source.file}{size} "
-        f"from https://huggingface.co/{source.place} and pass it with --weights, or put it as {card.name}.safetensors "
-        f"into the folder that ${WEIGHTS_ENVIRONMENT} names. Licence: {card.licence or 'see there'}"
+        f"encoder {card.name}: its weights are not on this machine and the hub did not give them. "
+        f"Fetch {source.file}{size} from https://huggingface.co/{source.place} and pass it with --weights, "
+        f"or put it as {card.name}.safetensors into the folder that ${WEIGHTS_ENVIRONMENT} names. "
+        f"Licence: {card.licence or 'see there'}"
     )
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise WeightsError(help_text)

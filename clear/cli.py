@@ -49,6 +49,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 def version(
     show: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
 ) -> None:
+    """Answer --version."""
     if show:
         print(f"clear {__version__}")
         raise typer.Exit
@@ -83,9 +84,10 @@ def extract(
     output: Annotated[
         Path, typer.Argument(help="The bag file to write: NAME.h5 or NAME.zarr; {model} stands for the encoder.")
     ],
-    model: Annotated[list[str], typer.Option("--model", "-m", help="Encoder name or card; repeatable.")] = [
-        "mambaout-lecl"
-    ],  # noqa: B006  # typer copies it
+    model: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--model", "-m", help="Encoder name or card; repeatable. [default: mambaout-lecl]"),
+    ] = None,
     weights: Annotated[Optional[Path], typer.Option(help="A checkpoint to use instead of the encoder's own.")] = None,  # noqa: UP045
     window: Window = None,
     task: Annotated[Optional[str], typer.Option(help="Use this task's windows.")] = None,  # noqa: UP045
@@ -93,8 +95,8 @@ def extract(
     scans: ScansTable = None,
     modality: Modality = None,
     shard: Annotated[
-        Optional[str], typer.Option(help="I/N: encode only this part; `clear bags merge` puts them together.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="I/N: encode only this part; `clear bags merge` puts them together.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Scans read ahead in parallel.")] = 2,
     batch: Annotated[Optional[int], typer.Option(help="Slices in a window encoded at a time.")] = None,  # noqa: UP045
     device: Device = "auto",
@@ -103,12 +105,13 @@ def extract(
     overwrite: Annotated[bool, typer.Option(help="Replace a bag file made with other settings.")] = False,
 ) -> None:
     """Encode every usable scan of a folder, once, into a bag file. Run it again to go on where it stopped."""
+    from clear.api import DEFAULT_MODEL
     from clear.api import extract as run
 
     result = run(
         source,
         output,
-        model=model,
+        model=model or DEFAULT_MODEL,
         weights=weights,
         windows=window,
         task=task,
@@ -132,18 +135,23 @@ def train(
     bags: Annotated[Path, typer.Argument(help="A bag file that `clear extract` wrote.")],
     task: Annotated[Optional[str], typer.Option(help="A built-in task, such as rad-chestct.")] = None,  # noqa: UP045
     labels: Annotated[
-        Optional[Path], typer.Option(help="Table of labels (CSV, TSV, Excel, Parquet), or a task's folder.")
-    ] = None,  # noqa: UP045
+        Path | None, typer.Option(help="Table of labels (CSV, TSV, Excel, Parquet), or a task's folder.")
+    ] = None,
     target: Annotated[Optional[list[str]], typer.Option(help="Column to predict; repeatable.")] = None,  # noqa: UP045
     patients: Annotated[
-        Optional[Path], typer.Option(help="Table of scan_id and patient_id, when the bags hold no patients.")
-    ] = None,  # noqa: UP045
+        Path | None, typer.Option(help="Table of scan_id and patient_id, when the bags hold no patients.")
+    ] = None,
     patient_pattern: Annotated[
-        Optional[str], typer.Option(help="Regular expression whose first group in scan_id is the patient.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="Regular expression whose first group in scan_id is the patient.")
+    ] = None,
     join: Annotated[
-        Optional[str], typer.Option(help="When a label fits several scans: all, first, earliest or pool.")
-    ] = None,  # noqa: UP045
+        str | None, typer.Option(help="When a label fits several scans: all, first, earliest or pool.")
+    ] = None,
+    id_column: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The label table's column that holds ids, when it is not called scan_id or patient_id."),
+    ] = None,
+    preset: Annotated[Optional[str], typer.Option(help="paper or adaptive; the task's by default.")] = None,  # noqa: UP045
     aggregator: Annotated[str, typer.Option(help="abmil or mean.")] = "abmil",
     window: Window = None,
     folds: Annotated[Optional[int], typer.Option(help="Number of folds, grouped by patient.")] = None,  # noqa: UP045
@@ -168,6 +176,8 @@ def train(
         patients=patients,
         patient_pattern=patient_pattern,
         join_rule=join,
+        id_column=id_column,
+        preset=preset,
         aggregator=aggregator,
         windows=window,
         folds=folds,
@@ -190,10 +200,11 @@ def demo(
     patients: Annotated[Optional[int], typer.Option(help="How many patients to draw.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Another seed is another cohort.")] = 0,
 ) -> None:
-    """Draw the embedded cohort as DICOM, extract, train, and print the results."""
+    """Draw the embedded synthetic cohort as DICOM, extract, train, and print the results."""
+    from clear.api import DEMO_PATIENTS
     from clear.api import demo as run
 
-    print(run(folder, patients=patients, seed=seed).table())
+    print(run(folder, patients=patients or DEMO_PATIENTS, seed=seed, report=print).table())
 
 
 @bags_app.command("info")
@@ -216,15 +227,15 @@ def bags_validate(file: Annotated[Path, typer.Argument(help="A bag file.")]) -> 
 @bags_app.command("merge")
 def bags_merge(
     output: Annotated[Path, typer.Argument(help="The bag file whose shards are complete, or a new one.")],
-    files: Annotated[
-        Optional[list[Path]], typer.Argument(help="Bag files of the same encoder to put together.")
-    ] = None,  # noqa: UP045
+    files: Annotated[list[Path] | None, typer.Argument(help="Bag files of the same encoder to put together.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the output.")] = False,
 ) -> None:
     """Make one bag file of finished shards (OUTPUT.parts) or of several bag files."""
     from extract import merge
 
-    print(merge(output, files or [], overwrite=overwrite).summary())
+    result = merge(output, files or [], overwrite=overwrite)
+    print(result.summary())
+    raise typer.Exit(result.exit_status)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -99,8 +99,8 @@ class Encoder:
         if self.card.modalities and volume.modality not in self.card.modalities:
             raise ScanRefused(
                 "modality",
-                f"{volume.modality or 'unknown'} scan, but encoder {self.name} knows {', '.join(self.card.modalities)} only; "
-                "choose another --model for it",
+                f"{volume.modality or 'unknown'} scan, but encoder {self.name} knows "
+                f"{', '.join(self.card.modalities)} only; choose another --model for it",
             )
         if self.card.planes and volume.plane not in self.card.planes:
             raise ScanRefused(

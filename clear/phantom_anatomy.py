@@ -117,14 +117,14 @@ class Anatomy:
         k = depth(z, self.heart)
         if np.any(k > 0):
             inside = np.minimum(inside, (in_plane(x, y, self.heart) - k) * f32(min(self.heart.radii[:2])))
-        return inside
+        return np.asarray(inside)
 
     def inside_cavity(self, x: Array, y: Array, z: Height) -> Array:
         """Distance (template mm, positive inside) to the wall of chest and abdomen; spine and its muscles are wall."""
         a, b = _at(z, _CAVITY_X), _at(z, _CAVITY_Y)
         wall = (1.0 - squircle(x, y + 4.0, a, b)) * b
         back = (ellipse(x, y, 0.0, 74.0, 44.0, 33.0) - 1.0) * 33.0
-        return np.minimum(wall, back)
+        return np.asarray(np.minimum(wall, back))
 
     def diaphragm(self, x: Array, y: Array) -> Array:
         """Height of the diaphragm (template mm): right, left and middle dome, flat above and steep at the wall."""
@@ -147,7 +147,7 @@ class Anatomy:
         if inside is None:
             return np.full(np.broadcast(x, y).shape, -99.0, np.float32)
         cavity, diaphragm = walls or (self.inside_cavity(x, y, z), self.diaphragm(x, y))
-        return np.minimum(np.minimum(inside, (diaphragm - 3.0 - z) * 0.5), cavity - 2.0)
+        return np.asarray(np.minimum(np.minimum(inside, (diaphragm - 3.0 - z) * 0.5), cavity - 2.0))
 
     def vertebra(self, z: float) -> tuple[float, float, float]:
         """Phase (0..1 from the top of a disc), half-width and half-depth (template mm) of the spine at height z."""

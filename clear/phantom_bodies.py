@@ -7,11 +7,15 @@ independently of any finding.
 from __future__ import annotations
 
 import itertools
-import math
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from clear.phantom_anatomy import AIR, Anatomy, Array, Ellipsoid, Tube, f32
+from clear.phantom_anatomy import AIR, Anatomy, Ellipsoid, Tube, f32
+
+Array = NDArray[np.float64]
+THINNER = 0.8  # a vessel's radius at its end, as a share of that at its start
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
@@ -142,32 +146,36 @@ def _great_vessels(shift: tuple[float, float, float], blood: float) -> tuple[tup
 
 
 def _grow(
-    rng: np.random.Generator, starts: list[tuple[Array, Array, float]], levels: int, length_mm: float, fork: float
-) -> list[tuple[Array, Array, float, float, int]]:
-    """A forking tree: (from, to, radius, radius, level) for each segment, from (point, direction, radius) starts."""
-    segments: list[tuple[Array, Array, float, float, int]] = []
-    tips = starts
+    rng: np.random.Generator, root: Array, goals: Array, radii: Array, levels: int, length_mm: float, fork: float
+) -> tuple[Array, Array, Array, Array]:
+    """Trees that start at `root` (3,) towards goals (n, 3) with radii (n,) and fork in two at each level.
+
+    Returns for every segment its ends (m, 3) and (m, 3), its radius at the near end (m,) and its level (m,).
+    """
+    direction = goals - root
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    start = np.broadcast_to(root, goals.shape)
+    parts = []
     for level in range(levels):
-        grown: list[tuple[Array, Array, float]] = []
-        for point, direction, radius in tips:
-            end = point + direction * np.float32(length_mm * 0.84**level * rng.uniform(0.8, 1.2))
-            thin = radius * 0.8
-            segments.append((point, end, radius, thin, level))
-            turn = rng.standard_normal(3)
-            turn -= direction * (turn @ direction)
-            turn *= fork / max(math.sqrt(turn @ turn), 1e-6)
-            for sign in (-1, 1):
-                new = direction + sign * rng.uniform(0.7, 1.2) * turn
-                grown.append((end, np.asarray(new / math.sqrt(new @ new), f32), thin * rng.uniform(0.8, 1.0)))
-        tips = grown
-    return segments
+        n = len(start)
+        end = start + direction * (length_mm * 0.84**level * rng.uniform(0.8, 1.2, (n, 1)))
+        parts.append((start, end, radii, np.full(n, level)))
+        turn = rng.standard_normal((n, 3))
+        turn -= direction * (turn * direction).sum(axis=1, keepdims=True)
+        turn *= fork / np.maximum(np.linalg.norm(turn, axis=1, keepdims=True), 1e-6)
+        direction = np.concatenate([direction + sign * rng.uniform(0.7, 1.2, (n, 1)) * turn for sign in (-1, 1)])
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        start = np.concatenate([end, end])
+        radii = np.concatenate([radii, radii]) * THINNER * rng.uniform(0.8, 1.0, 2 * n)
+    near, far, radius, levels_of = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return near, far, radius, levels_of
 
 
 def _lung_trees(rng: np.random.Generator, anatomy: Anatomy) -> tuple[tuple[Tube, ...], tuple[Tube, ...]]:
     """Pulmonary vessels from each hilum to the periphery, and airways beside the first generations."""
     vessels, airways = [], []
     for side in (-1.0, 1.0):
-        hilum = np.array([side * 38, 8, 84], np.float32)
+        hilum = np.array([side * 38.0, 8, 84])
         goals = [
             (95, -50, 110),
             (85, 45, 125),
@@ -181,20 +189,16 @@ def _lung_trees(rng: np.random.Generator, anatomy: Anatomy) -> tuple[tuple[Tube,
             (60, -55, 45),
             (70, 10, 160),
         ]
-        starts = []
-        for goal in goals:
-            way = np.array([side * goal[0], goal[1], goal[2]], np.float32) - hilum + 8 * rng.standard_normal(3)
-            starts.append((hilum, (way / np.linalg.norm(way)).astype(np.float32), float(rng.uniform(3.6, 4.6))))
-        tree = _grow(rng, starts, 5, 27.0, 0.5)
-        ends = np.array([segment[:2] for segment in tree])
-        inside = anatomy.inside_lung(*np.moveaxis(ends, -1, 0)).min(axis=1) > 0.5
-        for (p0, p1, r0, r1, level), kept in zip(tree, inside, strict=True):
-            if not kept and level > 0:
-                continue
-            vessels.append(Tube(_xyz(p0), _xyz(p1), r0, r1, anatomy.hu["blood"] - 60))
-            if level < 3:
-                beside = np.array([side * 1.4 * r0, 1.2 * r0, 0.5], np.float32)
-                q0, q1 = _xyz(p0 + beside), _xyz(p1 + beside)
+        ways = np.array(goals) * (side, 1, 1) + 8 * rng.standard_normal((len(goals), 3))
+        near, far, radius, level = _grow(rng, hilum, ways, rng.uniform(3.6, 4.6, len(goals)), 5, 27.0, 0.5)
+        x, y, z = np.moveaxis(np.stack([near, far]), -1, 0).astype(f32)
+        kept = (anatomy.inside_lung(x, y, z).min(axis=0) > 0.5) | (level == 0)
+        for i in np.flatnonzero(kept):
+            p0, p1, r0, r1 = _xyz(near[i]), _xyz(far[i]), float(radius[i]), float(radius[i]) * THINNER
+            vessels.append(Tube(p0, p1, r0, r1, anatomy.hu["blood"] - 60))
+            if level[i] < 3:
+                beside = np.array([side * 1.4 * r0, 1.2 * r0, 0.5])
+                q0, q1 = _xyz(near[i] + beside), _xyz(far[i] + beside)
                 airways.append(Tube(q0, q1, 0.75 * r0 + 1.0, 0.75 * r1 + 0.9, -80.0))
                 airways.append(Tube(q0, q1, 0.75 * r0, 0.75 * r1, AIR + 10))
     return tuple(vessels), tuple(airways)
@@ -205,17 +209,16 @@ def _xyz(point: Array) -> tuple[float, float, float]:
 
 
 def _liver_vessels(rng: np.random.Generator, hu: float) -> tuple[Tube, ...]:
-    porta = np.array([-28, -8, -58], np.float32)
-    cava = np.array([-24, 6, -14], np.float32)
-    starts = []
+    tubes = []
     for root, goals, radius in (
-        (porta, ((-85, 25, -70), (-80, -45, -55), (20, -55, -40), (-70, 0, -95)), 5.0),
-        (cava, ((-90, 10, -45), (-60, -55, -40), (0, -50, -35)), 4.5),
+        ((-28.0, -8, -58), ((-85, 25, -70), (-80, -45, -55), (20, -55, -40), (-70, 0, -95)), 5.0),
+        ((-24.0, 6, -14), ((-90, 10, -45), (-60, -55, -40), (0, -50, -35)), 4.5),
     ):
-        for goal in goals:
-            way = np.array(goal, np.float32) - root + 6 * rng.standard_normal(3)
-            starts.append((root, (way / np.linalg.norm(way)).astype(np.float32), radius))
-    return tuple(Tube(_xyz(a), _xyz(b), r0, r1, hu) for a, b, r0, r1, _ in _grow(rng, starts, 4, 26.0, 0.45))
+        ways = np.array(goals) + 6 * rng.standard_normal((len(goals), 3))
+        near, far, radii, _ = _grow(rng, np.array(root), ways, np.full(len(goals), radius), 4, 26.0, 0.45)
+        for p0, p1, r in zip(near, far, radii.tolist(), strict=True):
+            tubes.append(Tube(_xyz(p0), _xyz(p1), r, r * THINNER, hu))
+    return tuple(tubes)
 
 
 def _bowel(rng: np.random.Generator) -> tuple[Tube, ...]:
@@ -242,6 +245,6 @@ def _bowel(rng: np.random.Generator) -> tuple[Tube, ...]:
         loops.append((tuple(near), tuple(far), rng.uniform(8, 12), content()))
     tubes = []
     for start, end, radius, hu in loops:
-        p, q = _xyz(np.array(start, np.float32)), _xyz(np.array(end, np.float32))
+        p, q = _xyz(np.array(start)), _xyz(np.array(end))
         tubes += [Tube(p, q, radius, radius, 72.0), Tube(p, q, radius - 2.4, radius - 2.4, hu)]
     return tuple(tubes)

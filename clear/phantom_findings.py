@@ -1,9 +1,10 @@
 """Planted findings: what they are, where they may lie, and how they change a plane.
 
 Focal findings are balls: a lung nodule (6 to 14 mm, solid), a liver lesion (10 to 25 mm, darker than the liver) and a
-bone lesion (8 to 15 mm, lytic or sclerotic, in a vertebral body). Each positive patient has a few of one kind, and each
-ball is centred within 1.5 mm of a slice, so that thin sampling does not hide it. Emphysema (holes of air, most of
-them above) and effusion (a crescent of fluid in the dependent pleural space) are spread over many slices.
+bone lesion (8 to 15 mm, in vertebral bodies and ribs, lytic or sclerotic). A positive patient has several of a kind,
+like metastases, but all in two or three neighbouring slices, so that the rest of the scan is healthy; each is centred
+within 1.5 mm of a slice, so that thin sampling does not hide it. Emphysema (holes of air, most of them above) and
+effusion (a crescent of fluid in the dependent pleural space) are spread over many slices.
 
 Look-alikes are drawn in everybody, and so carry no label: vessels and airways in lung and liver, calcified
 granulomas below 4 mm, the gallbladder, discs between vertebrae, and patient-to-patient differences in the density of
@@ -23,11 +24,8 @@ from clear.phantom_anatomy import SPINE_Y, Anatomy
 FINDINGS = ("lung_nodule", "emphysema", "effusion", "liver_lesion", "bone_lesion")
 DIAMETER_MM = {"lung_nodule": (6.0, 14.0), "liver_lesion": (10.0, 25.0), "bone_lesion": (8.0, 15.0)}
 COUNT = {"lung_nodule": (6, 12), "liver_lesion": (5, 9), "bone_lesion": (5, 9)}  # both ends included
-CLUSTER_SLICES = {
-    "lung_nodule": 2,
-    "liver_lesion": 2,
-    "bone_lesion": 3,
-}  # neighbouring slices that hold a patient's balls
+# how many neighbouring slices hold a patient's balls
+CLUSTER_SLICES = {"lung_nodule": 2, "liver_lesion": 2, "bone_lesion": 3}
 LYTIC = 0.3  # share of the patients with bone lesions whose lesions are lytic, not sclerotic
 DEPTH_MM = {"lung_nodule": 2.0, "liver_lesion": 2.0}  # least healthy organ around a ball; bone lesions break out
 SLICE_OFFSET_MM = 1.5

@@ -17,8 +17,9 @@ from scipy import fft
 from clear.errors import InputError
 from clear.phantom_anatomy import BOTTOM_MM, TOP_MM, Anatomy, Array
 from clear.phantom_bodies import draw_anatomy
+from clear.phantom_canvas import smooth_noise
 from clear.phantom_findings import FINDINGS, Planted, plant
-from clear.phantom_plane import draw_plane, smooth_noise
+from clear.phantom_plane import draw_plane
 from clear.phantom_scanner import HIGHEST_HU, LOWEST_HU, VENDORS, Kernel, Optics, Vendor
 from clear.volume import Volume, stack_geometry
 

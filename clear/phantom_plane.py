@@ -1,19 +1,16 @@
 """Drawing one plane of a synthetic patient: density in HU on a pixel grid, free of noise.
 
 Shapes are painted back to front, as one would with brushes: body, wall, cavity, lungs, organs, vessels, bones, then
-what was planted. Edges are one pixel soft (the share of the pixel that a shape covers), which is the partial-volume
-effect in the plane; slice thickness is the mean over several planes (`clear.phantoms`).
+what was planted. Slice thickness is the mean over several planes (`clear.phantom_patient`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
-from scipy import fft
 
 from clear.phantom_anatomy import (
-    AIR,
     RIB_RADIUS_MM,
     SPINE_Y,
     WALL_SHIFT_MM,
@@ -24,129 +21,13 @@ from clear.phantom_anatomy import (
     cavity_mm,
     depth,
     ellipse,
+    f32,
     in_plane,
     squircle,
     wall_mm,
 )
-from clear.phantom_findings import Ball, Planted
-
-CROP_MARGIN_MM = 6.0  # the warp moves a shape by less than this
-f32 = np.float32
-
-
-class Plane:
-    """A canvas at height z_mm of one patient.
-
-    x_mm (1, W) and y_mm (H, 1) are pixel centres in patient mm; pixel_mm their distance; hu (H, W) float32 the
-    drawing; changed maps a finding to the mask (H, W) of the pixels that it touched.
-    """
-
-    def __init__(self, anatomy: Anatomy, x_mm: Array, y_mm: Array, z_mm: float) -> None:
-        self.anatomy = anatomy
-        self.x_mm, self.y_mm, self.z_mm = x_mm, y_mm, z_mm
-        self.pixel_mm = float(x_mm[0, 1] - x_mm[0, 0])
-        self.x, self.y, self.z = anatomy.to_template(x_mm, y_mm, z_mm)
-        self.hu: Array = np.full(self.x.shape, AIR, f32)
-        self.changed: dict[str, np.ndarray] = {}
-        self.sharp = f32(1 / self.pixel_mm)
-        self.cavity = anatomy.inside_cavity(self.x, self.y, self.z)
-        self.diaphragm = anatomy.diaphragm(self.x, self.y)
-
-    def cover(self, inside_mm: Array) -> Array:
-        """Share of each pixel inside a surface, from the distance to it (positive inside)."""
-        return np.asarray(np.clip(inside_mm * self.sharp + f32(0.5), 0, 1))
-
-    def paint(self, share: Array, hu: float | Array, where: tuple[slice, slice] | None = None) -> None:
-        part = self.hu if where is None else self.hu[where]
-        part += share * (hu - part)
-
-    def crop(self, cx: float, cy: float, rx: float, ry: float) -> tuple[slice, slice] | None:
-        """The pixels within rx, ry of a template point (with room for the warp), or None outside the image."""
-        sx, sy, _ = self.anatomy.scale
-        spans = []
-        for centre, reach, grid in (
-            (cy * sy, ry * sy, self.y_mm[:, 0]),
-            (cx * sx, rx * sx, self.x_mm[0]),
-        ):
-            low = int((centre - reach - CROP_MARGIN_MM - grid[0]) / self.pixel_mm)
-            high = int((centre + reach + CROP_MARGIN_MM - grid[0]) / self.pixel_mm) + 2
-            low, high = max(low, 0), min(high, len(grid))
-            if low >= high:
-                return None
-            spans.append(slice(low, high))
-        return spans[0], spans[1]
-
-    def ellipsoid(self, shape: Ellipsoid, within: Array | None = None) -> None:
-        k = depth(self.z, shape)
-        reach = max(shape.radii[:2]) * k
-        where = self.crop(shape.centre[0], shape.centre[1], reach, reach) if k > 0 else None
-        if where is None:
-            return
-        rho = in_plane(self.x[where], self.y[where], shape)
-        share = self.cover((f32(k) - rho) * f32(min(shape.radii[:2])))
-        self.paint(share if within is None else share * within[where], shape.hu, where)
-
-    def tubes(self, tubes: Sequence[Tube], within: Array | None = None) -> None:
-        low, high = self.z - self.pixel_mm, self.z + self.pixel_mm
-        thinnest = 0.25 * self.pixel_mm  # what is thinner would hardly show
-        for tube in tubes:
-            if tube.z_range[0] < high and tube.z_range[1] > low and tube.r0 > thinnest:
-                self.tube(tube, within)
-
-    def tube(self, tube: Tube, within: Array | None = None) -> None:
-        p, q = np.array(tube.p0, f32), np.array(tube.p1, f32)
-        d = q - p
-        length2 = float(d @ d)
-        # only the stretch of the axis that comes near the plane needs a crop
-        if abs(d[2]) > 1e-3:
-            reach = max(tube.r0, tube.r1) + self.pixel_mm
-            t = sorted(np.clip([(self.z - reach - p[2]) / d[2], (self.z + reach - p[2]) / d[2]], 0, 1))
-        else:
-            t = [0.0, 1.0]
-        a, b = p + d * f32(t[0]), p + d * f32(t[1])
-        r = max(tube.r0, tube.r1) + self.pixel_mm
-        middle, half = (a + b) / 2, np.abs(b - a) / 2
-        where = self.crop(float(middle[0]), float(middle[1]), float(half[0]) + r, float(half[1]) + r)
-        if where is None:
-            return
-        x, y, z = self.x[where] - p[0], self.y[where] - p[1], f32(self.z) - p[2]
-        along = np.clip((x * d[0] + y * d[1] + z * d[2]) / f32(max(length2, 1e-6)), 0, 1)
-        dx, dy, dz = x - along * d[0], y - along * d[1], z - along * d[2]
-        radius = f32(tube.r0) + along * f32(tube.r1 - tube.r0)
-        share = self.cover(radius - np.sqrt(dx * dx + dy * dy + dz * dz))
-        self.paint(share if within is None else share * within[where], tube.hu, where)
-
-    def ball(self, ball: Ball) -> None:
-        """A planted ball, exact in patient millimetres."""
-        dz = self.z_mm - ball.centre_mm[2]
-        reach = ball.radius_mm + self.pixel_mm + ball.edge_mm
-        if abs(dz) > ball.radius_mm:
-            return
-        rows = np.abs(self.y_mm[:, 0] - ball.centre_mm[1]) < reach
-        columns = np.abs(self.x_mm[0] - ball.centre_mm[0]) < reach
-        if not rows.any() or not columns.any():
-            return
-        where = _span(rows), _span(columns)
-        dx, dy = self.x_mm[:, where[1]] - f32(ball.centre_mm[0]), self.y_mm[where[0]] - f32(ball.centre_mm[1])
-        inside = f32(ball.radius_mm) - np.sqrt(dx * dx + dy * dy + f32(dz * dz))
-        share = np.clip(inside / f32(self.pixel_mm + 2 * ball.edge_mm) + f32(0.5), 0, 1)
-        # the ball's own radius bounds it: a soft edge never reaches beyond the box
-        share *= inside > -f32(self.pixel_mm / 2)
-        self.paint(share, ball.hu, where)
-
-
-def _span(flags: np.ndarray) -> slice:
-    at = np.flatnonzero(flags)
-    return slice(int(at[0]), int(at[-1]) + 1)
-
-
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma_px: float) -> Array:
-    """Gaussian noise of unit variance, blurred with a Gaussian of sigma_px pixels (periodic)."""
-    white = fft.rfft2(rng.standard_normal(shape, dtype=f32))
-    fy, fx = fft.fftfreq(shape[0])[:, None], fft.rfftfreq(shape[1])[None]
-    gain = np.exp(-2 * (np.pi * sigma_px) ** 2 * (fx * fx + fy * fy)).astype(f32)
-    noise = fft.irfft2(white * gain, s=shape)
-    return np.asarray(noise / noise.std(), f32)
+from clear.phantom_canvas import Plane
+from clear.phantom_findings import Planted
 
 
 def draw_plane(
@@ -193,7 +74,7 @@ def _body(plane: Plane) -> Array:
     if anatomy.breast_mm and abs(z - 45) < 35:
         for side in (-1, 1):
             gland = (1 - ellipse(x, y, side * 72, -outer_b + 3, 26, anatomy.breast_mm * 0.5)) * f32(10)
-            plane.paint(f32(0.6) * np.clip(gland / 8, 0, 1), 25.0)
+            plane.paint(np.asarray(f32(0.6) * np.clip(gland / f32(8), 0, 1), f32), 25.0)
     y_wall = y - f32(WALL_SHIFT_MM)
     wall = (1 - squircle(x, y_wall, a, b)) * f32(b)
     # muscle in layers with fat between them, seen best in the flank and around the shoulder blade
@@ -234,7 +115,8 @@ def _effusions(plane: Plane, planted: Planted, lung: Array) -> None:
         if thick < 1:
             continue
         # the lung floats forward: what its shifted outline leaves free behind it is fluid
-        shifted = anatomy.inside_cavity(plane.x, plane.y + f32(thick), plane.z) - f32(2)
+        a, b = cavity_mm(plane.z)
+        shifted = (1 - squircle(plane.x, plane.y + f32(4 + thick), a, b)) * f32(b) - f32(2)
         share = lung * (1 - plane.cover(shifted)) * (plane.x * f32(effusion.side) > 0) * (plane.y > -30)
         touched = share > 0
         plane.changed["effusion"] = touched | plane.changed.get("effusion", np.zeros_like(touched))
@@ -333,13 +215,11 @@ def _spine(plane: Plane) -> None:
 
 
 def _texture(plane: Plane, grain: Array) -> None:
-    """Tissue is not paint: fine structure in lung and cancellous bone, a little everywhere but in air."""
+    """Tissue is not paint: fine structure in lung and bone, a little everywhere but in air."""
     hu = plane.hu
-    strength = np.where(hu < -940, f32(0), np.where(hu < -500, f32(26), np.where(hu > 190, f32(32), f32(5))))
+    strength = np.where(hu < -940, f32(0), np.where(hu < -500, f32(26), np.where(hu > 220, f32(32), f32(5))))
     hu += strength * grain
 
 
 def _normal_quantile(p: float) -> float:
-    from statistics import NormalDist
-
     return NormalDist().inv_cdf(min(max(p, 1e-6), 1 - 1e-6))

@@ -39,17 +39,16 @@ def prepare(
 
     What lies outside the slice, once it is made square, is air in CT and the window's lower end elsewhere.
     """
-    outside = float(AIR_HU) if is_ct else None
+    air = float(AIR_HU) if is_ct else None
     values = slices.float()
     if padding is not None and bool((padding[:, 0] <= padding[:, 1]).any()):
-        low, high = (padding[:, i].to(values)[:, None, None] for i in (0, 1))
-        painted = AIR_HU if is_ct else 0.0
-        values = torch.where((values >= low) & (values <= high), painted, values)
+        first, last = (padding[:, i].to(values)[:, None, None] for i in (0, 1))
+        values = values.masked_fill((values >= first) & (values <= last), AIR_HU if is_ct else 0.0)
     planes = []
     for low, high in limits:
         scale = 1.0 / (high - low)
         windowed = ((values - low) * scale).clamp_(0.0, 1.0)
-        beyond = 0.0 if outside is None else min(max((outside - low) * scale, 0.0), 1.0)
+        beyond = 0.0 if air is None else min(max((air - low) * scale, 0.0), 1.0)
         planes.append(_resize(_square(windowed, pixel_spacing_mm, card.field_of_view_mm, beyond), card))
     grey = torch.stack(planes, dim=1).flatten(0, 1)[:, None]  # (n * windows, 1, S, S)
     mean = torch.tensor(card.mean, device=grey.device).view(1, -1, 1, 1)

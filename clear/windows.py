@@ -34,7 +34,7 @@ class Window:
             raise InputError(f"window {self.name}: kind is {self.kind!r}; expected 'range' or 'percentile'")
         if not (math.isfinite(self.low) and math.isfinite(self.high)) or self.low >= self.high:
             raise InputError(f"window {self.name}: expected low < high, both finite; found {self.low} and {self.high}")
-        if self.kind == "percentile" and not (0 <= self.low and self.high <= 100):
+        if self.kind == "percentile" and not (self.low >= 0 and self.high <= 100):
             raise InputError(f"window {self.name}: percentiles lie in 0..100; found {self.low} and {self.high}")
 
     def limits(self, voxels: np.ndarray) -> tuple[float, float]:

@@ -92,19 +92,19 @@ class Run:
             self._decode,
             lambda job: volume_bytes(job.scan),
             workers=workers,
-            max_items=workers + 2,
+            max_items=workers + 1,
             max_bytes=MAX_READ_AHEAD_BYTES,
             check=self.stop.check,
         )
         with _progress_bar(total, len(jobs), progress) as bar, ahead as results:
-            finished = 0  # no enumerate: it would hold on to the volume before
+            finished = 0
             for job, result in results:
                 before = bar.n
                 for i in job.needs:
                     self._encode(i, job.scan, result, bar)
                 del result  # its memory counts as free when the next result is asked for
                 bar.update(job.scan.n_slices * len(job.needs) - (bar.n - before))
-                finished += 1
+                finished += 1  # noqa: SIM113  # enumerate would hold on to the volume before
                 bar.set_postfix_str(f"scan {finished}/{len(jobs)}")
 
     def _jobs(self) -> list[Job]:

@@ -1,6 +1,6 @@
 """Reproducible random networks: where pretraining starts, and what `mambaout-lecl` ships until it has been trained.
 
-    python -m pretrain.initialise clear/weights/mambaout-lecl
+python -m pretrain.initialise clear/weights/mambaout-lecl
 """
 
 from __future__ import annotations

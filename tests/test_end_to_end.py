@@ -1,4 +1,4 @@
-"""The whole line against a computation that shares no code with it: pydicom by hand, Pillow's resize, timm's forward."""
+"""The whole line against a computation of its own: pydicom by hand, Pillow's resize, timm's forward."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ timm's own `num_classes=0` is not always the embedding: MambaOut's head keeps an
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -26,13 +26,15 @@ class TimmEncoder(nn.Module):
     Tensor names are timm's own, with `network.` in front.
     """
 
-    def __init__(self, network: nn.Module, pooling: str) -> None:
+    def __init__(self, network: Any, pooling: str) -> None:
         super().__init__()
         self.network = network
         self.pooling = pooling
         if pooling == "mean_norm":
-            head = network.head
-            network.head = nn.ModuleDict({"norm": head.norm})
+            norm: nn.Module = network.get_submodule("head.norm")
+            network.head = nn.ModuleDict({"norm": norm})
+            for module in (network.stem, *(stage.downsample for stage in network.stages)):
+                module.register_forward_hook(_keep_float32)
         elif pooling == "class_token":
             network.reset_classifier(0)
         else:
@@ -40,13 +42,21 @@ class TimmEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, S, S) to (N, d)."""
-        features: Tensor = self.network.forward_features(x)  # type: ignore[operator]  # timm's own method
+        features: Tensor = self.network.forward_features(x)
         if self.pooling == "mean_norm":  # MambaOut: maps are (N, H, W, d)
-            pooled: Tensor = self.network.head["norm"](features.mean(dim=(1, 2)))  # type: ignore[index, operator]
+            pooled: Tensor = self.network.head["norm"](features.mean(dim=(1, 2)))
             return pooled
         if self.pooling == "class_token":  # (N, 1 + registers + patches, d), normed
             return features[:, 0]
         return features.mean(dim=(2, 3))
+
+
+def _keep_float32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Under bfloat16 autocast the sum that runs past all blocks stays float32, as a ViT's does by its positions.
+
+    Rounding it after every block doubles the error of MambaOut's embeddings; the products stay bfloat16.
+    """
+    return output.float()
 
 
 def build(card: EncoderCard) -> nn.Module:

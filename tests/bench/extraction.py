@@ -59,7 +59,9 @@ def write_series(folder: Path, slices: int, series: int = 0, matrix: int = 512) 
 def encoder_for(name: str, precision: str = "auto") -> Encoder:
     """A registered encoder with random weights: speed does not depend on their values."""
     card = ENCODERS[name]
-    return Encoder(card, random_network(card), "untrained random weights (benchmark)", device="cpu", precision=precision)
+    return Encoder(
+        card, random_network(card), "untrained random weights (benchmark)", device="cpu", precision=precision
+    )
 
 
 def bare_forward(encoder: Encoder, instances: int) -> float:
@@ -77,8 +79,15 @@ def whole_extraction(encoder: Encoder, folder: Path) -> float:
     """Seconds from a folder of DICOM files to a finished bag file, headers and all."""
     with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
-        extract(folder, Path(place) / "feats.h5", [encoder], scans=find_scans(folder), windows=[ABDOMEN],
-                batch=DEFAULT_BATCH, progress=False)
+        extract(
+            folder,
+            Path(place) / "feats.h5",
+            [encoder],
+            scans=find_scans(folder),
+            windows=[ABDOMEN],
+            batch=DEFAULT_BATCH,
+            progress=False,
+        )
         return time.perf_counter() - started
 
 
@@ -158,29 +167,36 @@ def peak_memory(folder: Path, scans: int) -> float:
 
 def main() -> None:
     """Print the table of ratios."""
-    print(f"\nextraction ({torch.get_num_threads()} threads, batch {DEFAULT_BATCH}, {SLICES} slices of 512 x 512, one window)")
+    print(
+        f"\nextraction: {SLICES} slices of 512 x 512, one window, batch {DEFAULT_BATCH}, {torch.get_num_threads()} threads"
+    )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "series"
         write_series(folder, SLICES)
         around, headers = cpu_around_forward(folder, SLICES)
-        print(f"  CPU outside the forward          {around:.2f} ms a slice (bound 4); header pass {headers:.2f} ms a file")
+        show("CPU outside the forward", f"{around:.2f} ms a slice (bound 4); header pass {headers:.2f} ms a file")
         for name, bound in (("mambaout-base", 3), ("vit-b", 4)):
             encoder = encoder_for(name)
             bare_forward(encoder, DEFAULT_BATCH)
             ends, practices = [], []
             for _ in range(ROUNDS):
-                bare, end, practice = (
-                    bare_forward(encoder, SLICES), whole_extraction(encoder, folder), common_practice(encoder, folder)
-                )  # fmt: skip
+                bare = bare_forward(encoder, SLICES)
+                end = whole_extraction(encoder, folder)
+                practice = common_practice(encoder, folder)
                 ends.append(bare / end)
                 practices.append(practice / end)
-            print(f"  {name:<14} {encoder.precision:<9} {statistics.median(ends):.3f} of bare forward speed (bound 0.95); "
-                  f"{statistics.median(practices):.2f} x common practice (bound {bound})")
+            show(f"{name}, {encoder.precision}", f"{statistics.median(ends):.3f} of bare forward speed (bound 0.95)")
+            show("", f"{statistics.median(practices):.2f} times common practice (bound {bound})")
         cohort = Path(place) / "cohort"
         for scan in range(100):
             write_series(cohort / f"{scan:03d}", 12, series=scan, matrix=256)
         few, many = peak_memory(cohort, 10), peak_memory(cohort, 100)
-        print(f"  peak memory                      {few:.0f} MiB for 10 scans, {many:.0f} MiB for 100: ratio {many / few:.3f}")
+        show("peak memory", f"{few:.0f} MiB for 10 scans, {many:.0f} MiB for 100: ratio {many / few:.3f}")
+
+
+def show(what: str, figure: str) -> None:
+    """One line of the table."""
+    print(f"  {what:<28}{figure}", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def test_help_loads_nothing_heavy() -> None:
         [sys.executable, "-X", "importtime", "-m", "clear", "--help"], capture_output=True, text=True, check=True
     )
     assert "extract" in done.stdout
-    assert not [line for line in done.stderr.splitlines() if line.split("|")[-1].strip() in ("torch", "polars", "numpy")]
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "polars", "numpy"}
 
 
 def test_inspect_prints_a_row_a_series_and_its_json(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +105,11 @@ def test_training_by_a_table_prints_the_answer(
     ],
 )
 def test_bad_arguments_end_in_one_message_and_status_two(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(arguments) == 2

@@ -1,0 +1,219 @@
+"""A cohort: the labelled bags of one question, ready to be split and read.
+
+Bags of scans become bags of the question: only the task's windows, and, where the rule is `pool`, one bag a patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from aggregate.packed import PackedRows
+from aggregate.targets import Targets
+from clear.errors import InputError
+from clear.label_join import Joined
+from clear.tables import some
+from clear.tasks import Endpoint
+from clear.windows import Window, parse_window
+
+
+class BagSource(Protocol):
+    """What training needs of a bag file; `clear.bags.Bags` has it."""
+
+    windows: tuple[Window, ...]
+    digest: str
+
+    @property
+    def scans(self) -> pl.DataFrame: ...
+    @property
+    def features(self) -> Any: ...
+    @property
+    def window(self) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """B labelled bags.
+
+    scan_ids: the scans of each bag (one, or several when pooled); names: what predictions call the bag, the scan id or
+    several joined by `;`; patient_ids: (B,); targets: codes (B, E); parts: the rows of the bag file that each bag is
+    made of; windows: those used.
+    """
+
+    scan_ids: tuple[tuple[str, ...], ...]
+    patient_ids: tuple[str, ...]
+    targets: Targets
+    parts: tuple[tuple[slice, ...], ...]
+    windows: tuple[Window, ...]
+    remarks: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.scan_ids)
+
+    @property
+    def names(self) -> list[str]:
+        return [";".join(ids) for ids in self.scan_ids]
+
+    def by_scan(self) -> tuple[list[str], list[str], NDArray[np.bool_]]:
+        """(scan ids, their patients, their class indicators), pooled bags as their single scans: for folds."""
+        number = [bag for bag, ids in enumerate(self.scan_ids) for _ in ids]
+        scans = [scan for ids in self.scan_ids for scan in ids]
+        return scans, [self.patient_ids[bag] for bag in number], self.targets.indicators()[number]
+
+    def bags_of(self, scan_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The bags that these scans make up, ascending."""
+        wanted = set(scan_ids)
+        return np.array([bag for bag, ids in enumerate(self.scan_ids) if ids[0] in wanted], dtype=np.int64)
+
+    def rows(self, bags: BagSource, device: str = "cpu") -> PackedRows:
+        """The bags' features, in memory where they fit."""
+        return PackedRows(bags.features, self.parts).in_memory(device)
+
+    def row_numbers(self, bag: int) -> NDArray[np.int64]:
+        """(K,) rows of the bag file, in the bag's order."""
+        return np.concatenate([np.arange(part.start, part.stop, part.step or 1) for part in self.parts[bag]])
+
+
+def build_cohort(bags: BagSource, joined: Joined, windows: tuple[Window, ...], folds: int) -> Cohort:
+    """The labelled bags; raises InputError when the labels cannot be learnt from in so many folds."""
+    frame, remarks = joined.frame, []
+    if joined.rule == "pool":
+        frame, remark = _pool(frame, joined.endpoints)
+        remarks += remark
+    else:
+        frame = frame.with_columns(scan_id=pl.concat_list("scan_id"))
+    endpoints, noted = usable_endpoints(frame, joined.endpoints, folds)
+    remarks += noted
+    names = [endpoint.name for endpoint in endpoints]
+    frame = frame.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in names))
+    codes = frame.select(pl.col(name).cast(pl.Float64).fill_null(float("nan")) for name in names).to_numpy()
+    rows = _rows_of_scans(bags, windows)
+    ids = [tuple(scans) for scans in frame["scan_id"].to_list()]
+    return Cohort(
+        scan_ids=tuple(ids),
+        patient_ids=tuple(frame["patient_id"].to_list()),
+        targets=Targets(tuple(endpoints), np.asarray(codes, dtype=np.float64)),
+        parts=tuple(tuple(part for scan in scans for part in rows[scan]) for scans in ids),
+        windows=windows,
+        remarks=tuple(remarks),
+    )
+
+
+def choose_windows(bags: BagSource, wanted: Sequence[Window | str], source: str) -> tuple[Window, ...]:
+    """The windows of the bag file that are wanted, all of them when none is named; a text may be a window's name.
+
+    Raises InputError for one that the file lacks, or has with another range under the same name.
+    """
+    if not wanted:
+        return bags.windows
+    of_name = {window.name: window for window in bags.windows}
+    chosen = []
+    for item in wanted:
+        window = of_name[item] if isinstance(item, str) and item in of_name else item
+        window = parse_window(window) if isinstance(window, str) else window
+        if window not in bags.windows:
+            listed = ", ".join(_range(each) for each in bags.windows)
+            raise InputError(
+                f"{source}: no window {_range(window)}; it has {listed}. Extract again with --window, or train on "
+                "windows that are there"
+            )
+        chosen.append(window)
+    return tuple(window for window in bags.windows if window in chosen)
+
+
+def usable_endpoints(
+    frame: pl.DataFrame, endpoints: Sequence[Endpoint], folds: int
+) -> tuple[list[Endpoint], list[str]]:
+    """(endpoints with two classes or more, remarks on the others); raises InputError when none can be learnt.
+
+    A question with a single endpoint must have a patient of every class for every fold. Among several, an endpoint of
+    one class is set aside and a rare class is a remark: its metric is not defined in some folds.
+    """
+    kept, remarks = [], []
+    for endpoint in endpoints:
+        known = frame.drop_nulls(endpoint.name)
+        counts = {
+            name: known.filter(pl.col(endpoint.name) == code)["patient_id"].n_unique()
+            for code, name in enumerate(endpoint.classes)
+        }
+        present = [name for name, count in counts.items() if count]
+        if len(present) < 2:
+            what = f"all {known.height} known labels are {present[0]!r}" if present else "no label is known"
+            if len(endpoints) == 1:
+                raise InputError(f"{endpoint.name}: one class only: {what}; there is nothing to learn")
+            remarks.append(f"{endpoint.name}: set aside, {what}")
+            continue
+        rare = [name for name, count in counts.items() if count < folds]
+        if rare and len(endpoints) == 1:
+            name = min(rare, key=lambda each: counts[each])
+            several = "merge it with another class, " if len(endpoint.classes) > 2 else ""
+            fewer = f"give --folds {counts[name]}, " if counts[name] >= 2 else ""
+            raise InputError(
+                f"{endpoint.name}: only {counts[name]} patients are {name!r}, too few for {folds} folds with one in "
+                f"each; {several}{fewer}or label more patients"
+            )
+        for name in rare:
+            remarks.append(f"{endpoint.name}: only {counts[name]} patients are {name!r}; not defined in some folds")
+        kept.append(endpoint)
+    if not kept:
+        raise InputError(
+            f"none of the endpoints {some([endpoint.name for endpoint in endpoints])} has two classes among the "
+            f"{frame.height} labelled scans; there is nothing to learn"
+        )
+    return kept, remarks
+
+
+def _pool(frame: pl.DataFrame, endpoints: Sequence[Endpoint]) -> tuple[pl.DataFrame, list[str]]:
+    names = [endpoint.name for endpoint in endpoints]
+    grouped = frame.group_by("patient_id", maintain_order=True)
+    for name in names:
+        differing = grouped.agg(pl.col(name).n_unique()).filter(pl.col(name) > 1)
+        if differing.height:
+            raise InputError(
+                f"--join pool: {differing.height} patients have scans with different {name}, first "
+                f"{differing['patient_id'][0]!r}; one bag a patient needs one label a patient"
+            )
+    pooled = grouped.agg(pl.col("scan_id"), *(pl.col(name).first() for name in names))
+    several = pooled.filter(pl.col("scan_id").list.len() > 1).height
+    remarks = [f"--join pool: {frame.height} scans form {pooled.height} bags; {several} patients have several scans"]
+    return pooled.select("scan_id", "patient_id", *names), remarks if several else []
+
+
+def _rows_of_scans(bags: BagSource, windows: tuple[Window, ...]) -> dict[str, tuple[slice, ...]]:
+    """scan_id -> rows of the bag file in these windows, as slices."""
+    wanted = [bags.windows.index(window) for window in windows]
+    everything = len(wanted) == len(bags.windows)
+    numbers = None if everything else np.isin(bags.window, wanted)
+    out: dict[str, tuple[slice, ...]] = {}
+    for scan, start, length in bags.scans.select("scan_id", "start", "length").iter_rows():
+        if numbers is None:
+            out[scan] = (slice(start, start + length),)
+            continue
+        rows = start + np.flatnonzero(numbers[start : start + length])
+        if not len(rows):
+            raise InputError(f"scan {scan} has no instance in the windows {some([window.name for window in windows])}")
+        out[scan] = _as_slices(rows)
+    return out
+
+
+def _as_slices(rows: NDArray[np.int64]) -> tuple[slice, ...]:
+    """Ascending row numbers as one strided slice where they are even, else as runs.
+
+    >>> _as_slices(np.array([1, 3, 5])), _as_slices(np.array([1, 2, 4]))
+    ((slice(1, 6, 2),), (slice(1, 3, 1), slice(4, 5, 1)))
+    """
+    gaps = np.diff(rows)
+    if len(gaps) and (gaps == gaps[0]).all():
+        return (slice(int(rows[0]), int(rows[-1]) + 1, int(gaps[0])),)
+    runs = np.split(rows, np.flatnonzero(gaps != 1) + 1)
+    return tuple(slice(int(run[0]), int(run[-1]) + 1, 1) for run in runs)
+
+
+def _range(window: Window) -> str:
+    unit = " %" if window.kind == "percentile" else " HU"
+    return f"{window.name} ({window.low:g}..{window.high:g}{unit})"

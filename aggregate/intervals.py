@@ -1,0 +1,148 @@
+"""Intervals over patients: DeLong, its clustered form, and the bootstrap.
+
+All of them take scores as given. For cross-validated scores that means: conditional on the models that were fitted;
+how the models would differ in another training cohort is not in them (docs/statistics.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, rankdata
+
+Floats = NDArray[np.float64]
+DRAWS = 1000
+
+
+def placements(truth: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+    """((m,) of the positives, (n,) of the negatives): the share of the other class that each beats, ties one half.
+
+    By midranks: Sun and Xu, IEEE Signal Processing Letters 2014, 21(11), 1389-1393.
+    """
+    positive, negative = scores[truth], scores[~truth]
+    together = rankdata(np.concatenate([positive, negative]))
+    m, n = len(positive), len(negative)
+    of_positive = (together[:m] - rankdata(positive)) / n
+    of_negative = 1 - (together[m:] - rankdata(negative)) / m
+    return of_positive, of_negative
+
+
+def delong(truth: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+    """((M,) AUROCs, (M, M) covariance) of M models' scores (M, cases) on the same cases.
+
+    DeLong, DeLong, Clarke-Pearson, Biometrics 1988, 44, 837-845. One case a patient; otherwise see `clustered_auroc`.
+    A class of one case has no covariance: nan.
+    """
+    pairs = [placements(truth, row) for row in scores]
+    of_positive = np.stack([pair[0] for pair in pairs])
+    of_negative = np.stack([pair[1] for pair in pairs])
+    m, n = of_positive.shape[1], of_negative.shape[1]
+    if m < 2 or n < 2:
+        return of_positive.mean(axis=1), np.full((len(scores), len(scores)), np.nan)
+    return of_positive.mean(axis=1), np.atleast_2d(np.cov(of_positive)) / m + np.atleast_2d(np.cov(of_negative)) / n
+
+
+def delong_test(truth: NDArray[np.bool_], scores: Floats, one: int, other: int) -> tuple[float, float, float]:
+    """(z, two-sided p, variance of the difference) for AUROC of model `one` minus that of model `other`, paired.
+
+    z and p are nan where the difference has no variance.
+    """
+    auc, covariance = delong(truth, scores)
+    variance = float(covariance[one, one] + covariance[other, other] - 2 * covariance[one, other])
+    if not variance > 1e-18:
+        return math.nan, math.nan, max(variance, 0.0)
+    z = float(auc[one] - auc[other]) / math.sqrt(variance)
+    return z, float(2 * norm.sf(abs(z))), variance
+
+
+def clustered_auroc(truth: NDArray[np.bool_], scores: Floats, patients: NDArray[np.int64]) -> tuple[float, float]:
+    """(AUROC, its variance) when patients may have several cases.
+
+    Obuchowski, Biometrics 1997, 53, 567-578: placements are summed by patient. With one case a patient this is DeLong.
+    nan where a class is absent or comes from one patient only.
+    """
+    if truth.all() or not truth.any():
+        return math.nan, math.nan
+    of_positive, of_negative = placements(truth, scores)
+    auc = float(of_positive.mean())
+    numbers, cluster = np.unique(patients, return_inverse=True)
+    size = len(numbers)
+    excess_positive = np.bincount(cluster[truth], of_positive - auc, size)
+    excess_negative = np.bincount(cluster[~truth], of_negative - auc, size)
+    with_positive, with_negative = len(np.unique(cluster[truth])), len(np.unique(cluster[~truth]))
+    if with_positive < 2 or with_negative < 2:
+        return auc, math.nan
+    m, n = len(of_positive), len(of_negative)
+    s10 = with_positive / (with_positive - 1) * (excess_positive**2).sum() / m
+    s01 = with_negative / (with_negative - 1) * (excess_negative**2).sum() / n
+    s11 = size / (size - 1) * (excess_positive * excess_negative).sum()
+    return auc, float(s10 / m + s01 / n + 2 * s11 / (m * n))
+
+
+def logit_interval(auc: float, variance: float, level: float = 0.95) -> tuple[float, float]:
+    """An interval for an AUROC that is symmetric on the logit scale and stays inside 0..1; nan at exactly 0 or 1.
+
+    The standard error is carried over by the delta method: se / (AUC (1 - AUC)).
+    """
+    if not (0 < auc < 1 and variance >= 0):
+        return math.nan, math.nan
+    centre = math.log(auc / (1 - auc))
+    half = float(norm.ppf(0.5 + level / 2)) * math.sqrt(variance) / (auc * (1 - auc))
+    low, high = (1 / (1 + math.exp(-value)) for value in (centre - half, centre + half))
+    return low, high
+
+
+def patient_draws(patients: NDArray[np.int64], seed: int, draws: int = DRAWS) -> NDArray[np.float64]:
+    """(draws, n) how often each row counts when its patients are drawn with replacement; `patients` (n,) are 0..P-1."""
+    n_patients = int(patients.max()) + 1
+    rng = np.random.default_rng([seed, 20_111])
+    counts = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=draws)
+    return np.asarray(counts[:, patients], dtype=np.float64)
+
+
+def leave_one_out(patients: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(P, n) weightings that leave out one patient each; `patients` (n,) are 0..P-1."""
+    return np.asarray(np.arange(int(patients.max()) + 1)[:, None] != patients[None, :], dtype=np.float64)
+
+
+def bca_interval(estimate: float, drawn: Floats, left_out: Floats, level: float = 0.95) -> tuple[float, float]:
+    """The bias-corrected and accelerated bootstrap interval (Efron, JASA 1987, 82, 171-185).
+
+    drawn: the statistic in each resample; left_out: without each patient; nan where it is not defined. nan when fewer
+    than nine in ten resamples define it, or when they all agree.
+    """
+    defined = drawn[np.isfinite(drawn)]
+    jackknife = left_out[np.isfinite(left_out)]
+    if not math.isfinite(estimate) or len(defined) < 0.9 * len(drawn) or len(jackknife) < 2 or np.ptp(defined) == 0:
+        return math.nan, math.nan
+    below = (np.sum(defined < estimate) + np.sum(defined == estimate) / 2) / len(defined)
+    below = min(max(below, 0.5 / len(defined)), 1 - 0.5 / len(defined))
+    bias = norm.ppf(below)
+    deviation = jackknife.mean() - jackknife
+    spread = (deviation**2).sum()
+    acceleration = (deviation**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
+    quantiles = []
+    for z in norm.ppf([(1 - level) / 2, (1 + level) / 2]):
+        shifted = bias + (bias + z) / (1 - acceleration * (bias + z))
+        quantiles.append(float(norm.cdf(shifted)))
+    low, high = np.quantile(defined, quantiles)
+    return float(low), float(high)
+
+
+def percentile_interval(drawn: Floats, level: float = 0.95) -> tuple[float, float]:
+    """The plain percentile bootstrap interval."""
+    defined = drawn[np.isfinite(drawn)]
+    if len(defined) < 0.9 * len(drawn):
+        return math.nan, math.nan
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def resample(
+    statistic: Callable[[Floats], Floats], patients: NDArray[np.int64], seed: int, draws: int = DRAWS
+) -> tuple[Floats, Floats]:
+    """((draws,), (P,)) a statistic of (R, n) weightings over bootstrap draws and with each patient left out."""
+    return statistic(patient_draws(patients, seed, draws)), statistic(leave_one_out(patients))

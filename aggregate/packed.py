@@ -1,0 +1,218 @@
+"""Packed bags: rows back to back and offsets, never a padded batch.
+
+A batch of B bags is `rows` (ΣK, d) and `offsets` (B + 1,): bag b is `rows[offsets[b]:offsets[b + 1]]`. No row is
+invented, dropped or sampled, so nothing that a bag yields can depend on the bags beside it.
+
+`RowSource` is all that training asks for; `PackedRows` serves it from memory or from a mapped bag file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+TILE_ROWS = 4096  # rows that go through a model at a time; their activations stay in the processor's cache
+_MEMORY_SHARE = 0.5  # of the memory that is free when the rows are loaded
+
+
+class RowSource(Protocol):
+    """Bags that can be taken by number, as packed float32 rows."""
+
+    @property
+    def dim(self) -> int:
+        """d, the width of a row."""
+        ...
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(B,) rows of each bag, all above 0."""
+        ...
+
+    def take(self, bags: Sequence[int] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """(rows (ΣK, d) float32, offsets (len(bags) + 1,) int64) of these bags, in this order."""
+        ...
+
+    def moments(self, bags: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """((d,) mean, (d,) standard deviation) over all rows of these bags, float32."""
+        ...
+
+    def bag_means(self) -> RowSource:
+        """The same bags, each as one row: its mean."""
+        ...
+
+    def scaled(self, mean: Tensor, scale: Tensor) -> RowSource:
+        """The same bags with every row as (row - mean) * scale."""
+        ...
+
+
+class PackedRows:
+    """Bags as slices of one array.
+
+    data: (N, d) array or tensor, float16 or float32; a mapped file works, and only what is taken is read.
+    parts: for each bag the slices of `data` that make it up, in order.
+    affine: (mean, scale) applied to what is taken. device: where taken rows go; where the data are, by default.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        parts: Sequence[Sequence[slice]],
+        affine: tuple[Tensor, Tensor] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.data = data
+        self.device = torch.device(device or (data.device if isinstance(data, Tensor) else "cpu"))
+        self.parts = [tuple(part) for part in parts]
+        self.affine = affine
+        n = len(data)
+        self._lengths = np.array([sum(len(range(*s.indices(n))) for s in part) for part in self.parts], dtype=np.int64)
+        if len(self._lengths) and self._lengths.min() < 1:
+            raise ValueError(f"bag {int(self._lengths.argmin())} has no rows")
+        self._sums: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, bags: Sequence[Any]) -> PackedRows:
+        """Bags given as separate (K, d) arrays or tensors."""
+        tensors = [_tensor(bag) for bag in bags]
+        bounds = np.concatenate([[0], np.cumsum([len(tensor) for tensor in tensors])]).tolist()
+        return cls(torch.cat(tensors), [[slice(a, b)] for a, b in pairwise(bounds)])
+
+    @property
+    def dim(self) -> int:
+        return int(self.data.shape[1])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self._lengths
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def take(self, bags: Sequence[int] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        numbers = [int(bag) for bag in bags]
+        pieces = [_tensor(self.data[part]) for bag in numbers for part in self.parts[bag]]
+        rows = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.device).float()
+        if self.affine is not None:
+            mean, scale = self.affine
+            rows = (rows - mean) * scale
+        offsets = np.concatenate([[0], np.cumsum(self._lengths[numbers])])
+        return rows, torch.as_tensor(offsets, device=rows.device)
+
+    def moments(self, bags: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        first, second = self._bag_sums()
+        chosen = torch.as_tensor(np.asarray(bags, dtype=np.int64))
+        count = float(self._lengths[np.asarray(bags)].sum())
+        mean = first[chosen].sum(0) / count
+        variance = (second[chosen].sum(0) / count - mean**2).clamp_min(0)
+        return mean.float(), variance.sqrt().float()
+
+    def _bag_sums(self) -> tuple[Tensor, Tensor]:
+        """(B, d) sums and sums of squares of each bag in float64: read once, whatever the number of folds."""
+        if self._sums is None:
+            first = torch.empty((len(self.parts), self.dim), dtype=torch.float64)
+            second = torch.empty_like(first)
+            for bag in range(len(self.parts)):
+                rows = self.take([bag])[0].double()
+                first[bag] = rows.sum(0)
+                second[bag] = rows.square_().sum(0)
+            self._sums = first, second
+        return self._sums
+
+    def bag_means(self) -> PackedRows:
+        first, _ = self._bag_sums()
+        means = (first / torch.as_tensor(self._lengths)[:, None]).float()
+        return PackedRows(means.to(self.device), [[slice(bag, bag + 1)] for bag in range(len(means))])
+
+    def scaled(self, mean: Tensor, scale: Tensor) -> PackedRows:
+        if self.affine is not None:
+            raise ValueError("these rows are scaled already")
+        if isinstance(self.data, Tensor):
+            n_bytes = self.data.numel() * 4
+            if n_bytes < _MEMORY_SHARE * _free_bytes(self.data.device):
+                copy = self._scaled_copy(mean.to(self.data.device), scale.to(self.data.device))
+                return PackedRows(copy, self.parts, device=self.device)
+        return PackedRows(self.data, self.parts, (mean.to(self.device), scale.to(self.device)), self.device)
+
+    def _scaled_copy(self, mean: Tensor, scale: Tensor) -> Tensor:
+        out = torch.empty(self.data.shape, dtype=torch.float32, device=self.data.device)
+        for start in range(0, len(out), TILE_ROWS):
+            tile = out[start : start + TILE_ROWS]
+            tile.copy_(self.data[start : start + TILE_ROWS])
+            tile.sub_(mean).mul_(scale)
+        return out
+
+    def in_memory(self, device: str = "cpu") -> PackedRows:
+        """The same bags in one tensor on the device, bags back to back, if they fit; else read as before."""
+        sample = _tensor(self.data[:1])
+        n_rows = int(self._lengths.sum())
+        if n_rows * self.dim * sample.element_size() > _MEMORY_SHARE * _free_bytes(torch.device(device)):
+            return PackedRows(self.data, self.parts, self.affine, device)
+        packed = torch.empty((n_rows, self.dim), dtype=sample.dtype, device=device)
+        parts, start = [], 0
+        for bag in self.parts:
+            first = start
+            for part in bag:
+                piece = _tensor(self.data[part])
+                packed[start : start + len(piece)] = piece.to(device)
+                start += len(piece)
+            parts.append([slice(first, start)])
+        return PackedRows(packed, parts, self.affine)
+
+
+def tiles(bags: Sequence[int] | NDArray[np.int64], lengths: NDArray[np.int64], limit: int) -> Iterator[list[int]]:
+    """The bags in order, in groups of at most `limit` rows; a longer bag is a group of its own.
+
+    >>> list(tiles([0, 1, 2, 3], np.array([3, 2, 9, 1]), 5))
+    [[0, 1], [2], [3]]
+    """
+    group: list[int] = []
+    rows = 0
+    for bag in bags:
+        length = int(lengths[bag])
+        if group and rows + length > limit:
+            yield group
+            group, rows = [], 0
+        group.append(int(bag))
+        rows += length
+    if group:
+        yield group
+
+
+def segment_of(offsets: Tensor) -> Tensor:
+    """(ΣK,) the number of the bag that each row belongs to."""
+    lengths = offsets.diff()
+    return torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths)
+
+
+def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
+    """(ΣK,) softmax of (ΣK,) scores within each bag; the bag's maximum is subtracted first, so it cannot overflow."""
+    segment = segment_of(offsets)
+    highest = torch.segment_reduce(scores.detach(), "max", offsets=offsets)
+    weights = (scores - highest[segment]).exp()
+    return weights / torch.segment_reduce(weights, "sum", offsets=offsets)[segment]
+
+
+def segment_sum(rows: Tensor, offsets: Tensor) -> Tensor:
+    """(B, d) sum of (ΣK, d) rows within each bag."""
+    return torch.segment_reduce(rows, "sum", offsets=offsets, axis=0)
+
+
+def _tensor(rows: Any) -> Tensor:
+    """Rows as a tensor; those of a mapped file are read, which copies them."""
+    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system says
+        return 4 << 30

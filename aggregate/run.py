@@ -1,0 +1,223 @@
+"""The run folder: what a training leaves behind, and how it is read again.
+
+    run.json          everything needed to repeat it, and what the cohort was
+    folds.csv         written before training
+    history.csv       repeat, fold, epoch, step, train_loss, inner_loss
+    predictions.csv   scan_id, patient_id, endpoint, class, repeat, fold, split, y_true, event, y_score
+    metrics.csv       see `aggregate.scores`
+    attention.h5      one dataset a fold, (N,) float32, rows as in the bag file, nan where the fold did not score
+    fold-*/model.safetensors
+
+A run is written into a hidden folder beside its place and renamed when complete: a folder with a run.json under its own
+name is a whole run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from aggregate.aggregators import Aggregator, build_aggregator
+from clear.atomic import output_errors, rename_into_place, write_aside
+from clear.errors import InputError
+from clear.tasks import Endpoint
+
+FORMAT = "clear-run"
+VERSION = 1
+_IDS = {"scan_id": pl.String, "patient_id": pl.String, "endpoint": pl.String, "class": pl.String, "split": pl.String}
+
+
+class Run:
+    """A finished run folder, read when asked. Raises InputError when the folder is not a complete one."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.settings: dict[str, Any] = _read_settings(self.path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """The run at this path."""
+        return cls(path)
+
+    @cached_property
+    def metrics(self) -> pl.DataFrame:
+        """The rows of metrics.csv; what is not defined is null."""
+        return self._table("metrics.csv", {"endpoint": pl.String, "class": pl.String})
+
+    @cached_property
+    def predictions(self) -> pl.DataFrame:
+        """The rows of predictions.csv."""
+        return self._table("predictions.csv", {**_IDS, "event": pl.Int64, "y_true": pl.Int64})
+
+    @cached_property
+    def history(self) -> pl.DataFrame:
+        """The rows of history.csv."""
+        return self._table("history.csv", {})
+
+    @cached_property
+    def folds(self) -> pl.DataFrame:
+        """The rows of folds.csv."""
+        return self._table("folds.csv", {"split": pl.String, "patient_id": pl.String, "scan_id": pl.String})
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The endpoints of the run's models, in the order of their outputs."""
+        return tuple(
+            Endpoint(each["name"], each["kind"], tuple(each["classes"]), each["column"])
+            for each in self.settings["endpoints"]
+        )
+
+    def attention(self, repeat: int = 0, fold: int = 0) -> NDArray[np.float32]:
+        """(N,) the attention of one fold's scored instances, rows as in the bag file, nan elsewhere."""
+        with h5py.File(self.path / "attention.h5", "r") as file:
+            name = fold_name(repeat, fold)
+            if name not in file:
+                raise InputError(f"{self.path}: attention.h5 has no {name}; it has {', '.join(file)}")
+            return np.asarray(file[name][:], dtype=np.float32)
+
+    def model(self, repeat: int = 0, fold: int = 0) -> Aggregator:
+        """The model of one fold, in eval mode; it takes features as the bag file holds them."""
+        file = self.path / fold_name(repeat, fold) / "model.safetensors"
+        try:
+            state = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file}: missing or damaged; train again") from error
+        settings = self.settings
+        n_out = sum(endpoint.n_out for endpoint in self.endpoints)
+        dropout = float(settings["training"]["dropout"])
+        model = build_aggregator(settings["aggregator"], int(settings["bags"]["dim"]), n_out, dropout)
+        model.load_state_dict(state)
+        return model.eval()
+
+    def table(self) -> str:
+        """What a terminal shows: AUROC by endpoint, the cohort, and what the encoder's weights are."""
+        from aggregate.summary import run_table
+
+        return run_table(self)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {self.settings['task']['name']}, {self.settings['aggregator']})"
+
+    def _table(self, name: str, types: Mapping[str, Any]) -> pl.DataFrame:
+        path = self.path / name
+        try:
+            return pl.read_csv(path, schema_overrides=types, infer_schema_length=None)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise InputError(f"{path}: missing or damaged; train again") from error
+
+
+def fold_name(repeat: int, fold: int) -> str:
+    """`fold-0`, and `repeat-1-fold-0` beyond the first repeat: a folder, and a dataset of attention.h5."""
+    return f"fold-{fold}" if repeat == 0 else f"repeat-{repeat}-fold-{fold}"
+
+
+def free_name(folder: Path, name: str) -> Path:
+    """`folder/name`, numbered from -2 when that is taken."""
+    candidate, number = folder / name, 2
+    while candidate.exists():
+        candidate, number = folder / f"{name}-{number}", number + 1
+    return candidate
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Raises InputError when the place of a run is taken by something that must not be replaced."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; a run is a folder. Choose another output")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{path}: exists and is not empty. Choose another output, or give --overwrite")
+    if not (path / "run.json").is_file():
+        raise InputError(f"{path}: is not a run folder and is not replaced. Choose another output")
+
+
+@contextmanager
+def new_run_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder to write a run into; it becomes `path` when the block ends well and vanishes otherwise."""
+    check_output(path, overwrite)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with output_errors(path):
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+    try:
+        yield aside
+        check_output(path, overwrite)
+        with output_errors(path):
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            if path.is_dir():
+                path.rename(old)
+            rename_into_place(aside, path)
+            shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """JSON for people and programs: indented, sorted nowhere, nan as null."""
+    write_aside(path, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_table(path: Path, table: pl.DataFrame) -> None:
+    """A CSV file at once or not at all; null is an empty cell."""
+    buffer = io.BytesIO()
+    table.write_csv(buffer)
+    write_aside(path, buffer.getvalue())
+
+
+def write_model(folder: Path, model: Aggregator) -> None:
+    """`model.safetensors` with weights and the statistics that standardise."""
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+
+
+class AttentionFile:
+    """attention.h5 while it is written: one dataset a fold, as long as the bag file has rows."""
+
+    def __init__(self, path: Path, rows: int, bags_digest: str) -> None:
+        self.path = path
+        self.rows = rows
+        with output_errors(path), h5py.File(path, "w", track_order=True) as file:
+            file.attrs["format"] = "clear-attention"
+            file.attrs["version"] = VERSION
+            file.attrs["bags_digest"] = bags_digest
+
+    def add(self, name: str, where: Sequence[NDArray[np.int64]], what: Sequence[NDArray[np.float32]]) -> None:
+        """Row numbers and attention of each scored bag."""
+        values = np.full(self.rows, np.nan, dtype=np.float32)
+        for rows, weights in zip(where, what, strict=True):
+            values[rows] = weights
+        with output_errors(self.path), h5py.File(self.path, "a") as file:
+            file.create_dataset(name, data=values, chunks=True, compression="gzip", compression_opts=1, shuffle=True)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    file = path / "run.json"
+    if not file.is_file():
+        raise InputError(f"{path}: not a finished run folder (no run.json in it). `clear train` writes one")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        version = settings["version"]
+        if settings["format"] != FORMAT:
+            raise KeyError("format")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not the run.json of a clear run, or damaged") from error
+    if version > VERSION:
+        raise InputError(f"{file}: version {version}, from a newer clear; this one reads up to {VERSION}. Update clear")
+    return dict(settings)

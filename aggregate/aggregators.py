@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from aggregate.attention import Weights, attention_pool, fused_attention_pool, uniform_attention
 from aggregate.packed import RowSource, segment_sum
+from aggregate.workers import workers
 from clear.errors import InputError
 
 HIDDEN = 256
@@ -44,11 +45,13 @@ class Head(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(HIDDEN)
         self.hidden = nn.Linear(HIDDEN, HIDDEN)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.out = nn.Linear(HIDDEN, n_out)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.out(nn.functional.silu(self.dropout(self.hidden(self.norm(pooled)))))
+    def forward(self, pooled: Tensor, keep: Tensor | None = None) -> Tensor:
+        """keep: (B, 256) what dropout multiplies by, see `Aggregator.draw_dropout`; nothing is dropped without it."""
+        hidden = self.hidden(self.norm(pooled))
+        logits: Tensor = self.out(nn.functional.silu(hidden if keep is None else hidden * keep))
         return logits
 
 
@@ -59,6 +62,7 @@ class Aggregator(nn.Module):
     the model pools first, standardised) and then calls `logits_of_prepared`; both give the same logits.
     """
 
+    head: Head
     mean: Tensor
     scale: Tensor
 
@@ -86,8 +90,16 @@ class Aggregator(nn.Module):
         """A reduced source, standardised; for `logits_of_prepared`."""
         return source.scaled(self.mean, self.scale)
 
-    def logits_of_prepared(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """(B, n_out) from packed rows of a prepared source."""
+    def draw_dropout(self, bags: int) -> Tensor:
+        """(bags, 256) what dropout keeps of a batch, from torch's current state: 0, or 1 / (1 - p).
+
+        Drawn for the whole batch, so that neither the size nor the order of the tiles it is worked off in matters.
+        """
+        p = self.head.dropout
+        return torch.empty((bags, HIDDEN), device=self.mean.device).bernoulli_(1 - p).div_(1 - p)
+
+    def logits_of_prepared(self, rows: Tensor, offsets: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, n_out) from packed rows of a prepared source; keep: of these bags, from `draw_dropout`, in training."""
         raise NotImplementedError
 
     def forward(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,8 +126,8 @@ class ABMIL(Aggregator):
         pool = fused_attention_pool if rows.device.type == "cpu" else attention_pool
         return pool(rows, offsets, self._weights())
 
-    def logits_of_prepared(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        logits: Tensor = self.head(self._pool(rows, offsets)[0])
+    def logits_of_prepared(self, rows: Tensor, offsets: Tensor, keep: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.head(self._pool(rows, offsets)[0], keep)
         return logits
 
     def forward(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +149,8 @@ class MeanPool(Aggregator):
     def reduce(self, source: RowSource) -> RowSource:
         return source.bag_means()
 
-    def logits_of_prepared(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.project(rows).relu())
+    def logits_of_prepared(self, rows: Tensor, offsets: Tensor, keep: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.head(self.project(rows).relu(), keep)
         return logits
 
     def forward(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,12 +186,13 @@ def predict(
     """((n, n_out) logits on the CPU, attention (K,) of each bag): one bag at a time, so no bag can touch another."""
     was_training = model.training
     model.eval()
-    logits, attention = [], []
-    with torch.no_grad():
-        for bag in bags:
-            rows, offsets = source.take([int(bag)])
-            one, weights = model(rows, offsets)
-            logits.append(one.float().cpu())
-            attention.append(weights.float().cpu().numpy())
+
+    def of_bag(bag: int) -> tuple[Tensor, NDArray[np.float32]]:
+        with torch.no_grad():  # which holds for the thread that asks for it
+            logits, attention = model(*source.take([bag]))
+        return logits.float().cpu(), attention.float().cpu().numpy()
+
+    with workers(model.mean.device) as pool:
+        results = list(pool.map(of_bag, [int(bag) for bag in bags]))
     model.train(was_training)
-    return (torch.cat(logits) if logits else torch.empty(0)), attention
+    return (torch.cat([each[0] for each in results]) if results else torch.empty(0)), [each[1] for each in results]

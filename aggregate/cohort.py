@@ -151,11 +151,11 @@ def usable_endpoints(
         rare = [name for name, count in counts.items() if count < folds]
         if rare and len(endpoints) == 1:
             name = min(rare, key=lambda each: counts[each])
-            several = "merge it with another class, " if len(endpoint.classes) > 2 else ""
-            fewer = f"give --folds {counts[name]}, " if counts[name] >= 2 else ""
+            ways = [f"give --folds {counts[name]}"] if counts[name] >= 2 else []
+            ways += ["merge it with another class"] if len(endpoint.classes) > 2 else []
             raise InputError(
-                f"{endpoint.name}: only {counts[name]} patients are {name!r}, too few for {folds} folds with one in "
-                f"each; {several}{fewer}or label more patients"
+                f"{endpoint.name}: only {counts[name]} of {known['patient_id'].n_unique()} labelled patients are "
+                f"{name!r}, too few for {folds} folds with one in each; {', or '.join([*ways, 'label more patients'])}"
             )
         for name in rare:
             remarks.append(f"{endpoint.name}: only {counts[name]} patients are {name!r}; not defined in some folds")
@@ -172,13 +172,13 @@ def _pool(frame: pl.DataFrame, endpoints: Sequence[Endpoint]) -> tuple[pl.DataFr
     names = [endpoint.name for endpoint in endpoints]
     grouped = frame.group_by("patient_id", maintain_order=True)
     for name in names:
-        differing = grouped.agg(pl.col(name).n_unique()).filter(pl.col(name) > 1)
+        differing = grouped.agg(pl.col(name).drop_nulls().n_unique()).filter(pl.col(name) > 1)
         if differing.height:
             raise InputError(
                 f"--join pool: {differing.height} patients have scans with different {name}, first "
                 f"{differing['patient_id'][0]!r}; one bag a patient needs one label a patient"
             )
-    pooled = grouped.agg(pl.col("scan_id"), *(pl.col(name).first() for name in names))
+    pooled = grouped.agg(pl.col("scan_id"), *(pl.col(name).drop_nulls().first() for name in names))
     several = pooled.filter(pl.col("scan_id").list.len() > 1).height
     remarks = [f"--join pool: {frame.height} scans form {pooled.height} bags; {several} patients have several scans"]
     return pooled.select("scan_id", "patient_id", *names), remarks if several else []

@@ -6,6 +6,7 @@ the output. Then folds.csv is written, and each fold gets a model, an optimiser 
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -40,10 +41,11 @@ from aggregate.run import (
 )
 from aggregate.scores import metrics_table
 from aggregate.targets import probabilities
+from clear.atomic import OutputError
 from clear.bags import Bags
 from clear.errors import InputError
 from clear.label_join import Joined, join_labels
-from clear.labels import Labels, read_labels, read_saved_labels
+from clear.labels import Labels, read_labels, read_saved_labels, write_labels
 from clear.tasks import PRESETS, JoinRule, Preset, Task, load_task, target_task
 from clear.windows import Window
 
@@ -103,12 +105,14 @@ def train(
     """Cross-validate an aggregator on a bag file and write the run folder.
 
     A task by name, or `labels` with `target` (one column or several) of a table of one's own. Without `labels` those
-    that lie beside the bag file for the task are used. folds: patient-grouped folds, the task's number by default;
-    folds_file: read them instead. epochs, batch, lr, ...: in place of the preset's (`clear.tasks.PRESETS`); giving
-    epochs or batch switches its adaptation to small cohorts off. output: a new folder; `runs/<task>-<aggregator>-<bag
-    file>` by default. Raises ClearErrors, all of them before training.
+    that lie beside the bag file for the task are used; the joined labels of a task are kept there. folds:
+    patient-grouped folds, the task's number by default; folds_file: read them instead. epochs, batch, lr, ...: in place
+    of the preset's (`clear.tasks.PRESETS`); giving epochs or batch switches its adaptation to small cohorts off.
+    output: a new folder; `runs/<task>-<aggregator>-<bag file>` by default. Raises ClearErrors, all of them before
+    training but for a loss that diverges.
     """
     chosen_task = _task(task, labels, target)
+    _check_numbers(folds, folds_file, repeats, seed)
     if aggregator not in AGGREGATORS:
         raise InputError(f"--aggregator {aggregator}: no such aggregator; expected one of {', '.join(AGGREGATORS)}")
     settings = _preset(
@@ -141,13 +145,22 @@ def train(
             patient_pattern=patient_pattern,
             source=str(opened.path),
         )
-        n_folds = folds or chosen_task.folds
+        kept = _keep_labels(opened, task, labels, joined, chosen_task)
+        n_folds = chosen_task.folds if folds is None else folds
         cohort = build_cohort(opened, joined, used, 2 if folds_file is not None else n_folds)
         table, noted = _folds(cohort, folds_file, n_folds, repeats, seed, settings.inner_fraction)
         with new_run_folder(path, overwrite) as folder:
             table.write(folder / "folds.csv")
-            record = _record(opened, chosen_task, known, joined, cohort, table, settings, used, noted)
+            record = _record(opened, chosen_task, known, joined, cohort, table, settings, used, [*kept, *noted])
             record |= {"aggregator": aggregator, "seed": seed, "device": place, "threads": torch.get_num_threads()}
+            record["arguments"] = {
+                "labels": _file(labels),
+                "id_column": id_column,
+                "join": join_rule,
+                "patients": _file(patients),
+                "patient_pattern": patient_pattern,
+                "folds_file": _file(folds_file),
+            }
             _run_folds(folder, opened, cohort, table, aggregator, settings, seed, place, record, progress)
     return Run(path)
 
@@ -199,6 +212,13 @@ def check_device(device: str) -> str:
     return device
 
 
+def _check_numbers(folds: int | None, folds_file: Path | str | None, repeats: int, seed: int) -> None:
+    if folds_file is not None and (folds is not None or repeats != 1):
+        raise InputError("--folds-file says how many folds and repeats there are; leave out --folds and --repeats")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
+
+
 def _task(task: str | Task | None, labels: Path | str | None, target: str | Sequence[str] | None) -> Task:
     if task is not None and target:
         raise InputError("--task and --target exclude each other: a task names its own endpoints")
@@ -209,6 +229,19 @@ def _task(task: str | Task | None, labels: Path | str | None, target: str | Sequ
     if labels is None:
         raise InputError("--target names a column of a table: give it with --labels TABLE")
     return target_task(target)
+
+
+def _keep_labels(
+    bags: Bags, task: str | Task | None, labels: Path | str | None, joined: Joined, chosen: Task
+) -> list[str]:
+    """Joined labels of a task go beside the bag file, so that the next run needs none; a remark where they cannot."""
+    if task is None or labels is None:
+        return []
+    try:
+        write_labels(bags.path, chosen.name, joined.frame, joined.endpoints)
+    except OutputError as error:
+        return [f"the labels could not be kept beside the bag file, so give --labels again next time: {error}"]
+    return []
 
 
 def _preset(name: str, **changes: Any) -> Preset:
@@ -248,7 +281,9 @@ def _run_folds(
     predictions: list[tuple[Any, ...]] = []
     fits: list[dict[str, Any]] = []
     plans = [Plan.of(preset, len(cohort.bags_of(folds.split(r, f)["train"]))) for r, f in folds.pairs]
-    with tqdm(total=sum(plan.epochs for plan in plans), unit="epoch", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=sum(plan.epochs for plan in plans), unit="epoch", disable=None if progress else True, leave=False
+    ) as bar:
         reached = 0
         for number, ((repeat, fold), plan) in enumerate(zip(folds.pairs, plans, strict=True), start=1):
             bar.set_description(f"{aggregator}, fold {number} of {len(plans)}")
@@ -364,6 +399,15 @@ def _record(
             "polars": pl.__version__,
         },
     }
+
+
+def _file(path: Path | str | None) -> dict[str, str] | None:
+    """A file that was given: its path, and its sha256 (of a folder the path alone)."""
+    if path is None:
+        return None
+    here = Path(path)
+    digest = {"sha256": hashlib.sha256(here.read_bytes()).hexdigest()} if here.is_file() else {}
+    return {"path": str(path), **digest}
 
 
 def _version(distribution: str) -> str:

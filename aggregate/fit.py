@@ -8,8 +8,8 @@ is left as it was found: a fold fitted alone equals the same fold within a run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,12 @@ from torch import Tensor
 from aggregate.aggregators import Aggregator
 from aggregate.packed import TILE_ROWS, RowSource, tiles
 from aggregate.targets import Targets, loss_sum
+from aggregate.workers import Workers, workers
+from clear.errors import InputError
 from clear.tasks import Preset
 
 STEPS_AN_EPOCH = 8  # that a small cohort gets at least, where bags allow
 SMALLEST_BATCH = 8
-_WORTH_THREADS = 100_000  # values in a batch; below, handing work to a second thread costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Plan:
         The batch is halved until an epoch has 8 steps (not below 8 bags); stopping may fire once `min_steps` are made;
         twice that many steps are the most.
         """
-        if preset.min_steps == 0:
+        enough = preset.only_if_short and math.ceil(bags / preset.batch) * preset.epochs >= preset.min_steps
+        if preset.min_steps == 0 or enough:
             return cls(preset.batch, preset.epochs, 0)
         batch = preset.batch
         while batch > SMALLEST_BATCH and bags / batch < STEPS_AN_EPOCH:
@@ -79,7 +81,7 @@ def fit(
     """A fresh model fitted on the bags `train`, stopped by the loss on the bags `inner`.
 
     AdamW at a constant learning rate. The epoch with the lowest inner loss gives the weights, as copies. build: makes
-    the model from (d, n_out, dropout). Raises ValueError when the two sets meet.
+    the model from (d, n_out, dropout). Raises ValueError when the two sets meet, InputError when the loss diverges.
     """
     if np.intersect1d(train, inner).size:
         raise ValueError("a bag both trains and stops the training")
@@ -87,15 +89,13 @@ def fit(
     sequence = np.random.SeedSequence(list(seed))
     order_rng = np.random.default_rng(sequence.spawn(1)[0])
     devices = [torch.device(device)] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=devices), ExitStack() as threads:
+    with torch.random.fork_rng(devices=devices), workers(torch.device(device)) as pool:
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
         model = build(source.dim, targets.n_out, preset.dropout).to(device)
         reduced = model.reduce(source)
         if preset.standardise:
             model.fit_scale(reduced, train)
         prepared = model.prepare(reduced)
-        if float(np.median(prepared.lengths)) * plan.batch * source.dim < _WORTH_THREADS:
-            threads.enter_context(_one_thread())
         optimiser = torch.optim.AdamW(model.parameters(), lr=preset.lr, weight_decay=preset.weight_decay, fused=True)
         weights = targets.class_weights(train) if preset.class_weights == "balanced" else None
         codes = torch.tensor(targets.codes, dtype=torch.float32, device=device)
@@ -104,13 +104,18 @@ def fit(
         steps = 0
         for epoch in range(1, plan.epochs + 1):
             order = order_rng.permutation(train)
-            train_loss = run_epoch(model, prepared, targets, codes, order, optimiser, plan.batch, weights)
+            train_loss = run_epoch(model, prepared, targets, codes, order, optimiser, plan.batch, weights, pool=pool)
             steps += math.ceil(len(order) / plan.batch)
-            inner_loss = mean_loss(model, prepared, targets, codes, inner, weights)
+            inner_loss = mean_loss(model, prepared, targets, codes, inner, weights, pool)
             row = {"epoch": epoch, "step": steps, "train_loss": train_loss, "inner_loss": inner_loss}
             history.append(row)
             if on_epoch is not None:
                 on_epoch(row)
+            if not (math.isfinite(train_loss) and math.isfinite(inner_loss)):
+                raise InputError(
+                    f"training diverged in epoch {epoch}: the loss is no longer a number. Give a smaller --lr "
+                    f"(it was {preset.lr:g})"
+                )
             if inner_loss < best_loss:
                 best_loss, best_epoch, best = inner_loss, epoch, _copy(model)
             if epoch - best_epoch >= preset.patience and epoch >= plan.min_epochs:
@@ -131,29 +136,53 @@ def run_epoch(
     weights: Sequence[Tensor] | None = None,
     *,
     tile_rows: int = TILE_ROWS,
+    pool: Workers | None = None,
 ) -> float:
     """One pass over the bags in this order; returns the mean loss over known labels.
 
-    A batch goes through the model in tiles of about `tile_rows` rows whose gradients add up to the batch's own: the
-    step is the same, the activations stay small.
+    A batch goes through the model in tiles of about `tile_rows` rows whose gradients add up, in order, to the batch's
+    own: the step is the same, the activations stay small, and several tiles can be under way at once.
     """
     model.train()
+    parameters = list(model.parameters())
     total, count = 0.0, 0
-    for start in range(0, len(order), batch):
-        bags = order[start : start + batch]
-        known = targets.known(bags)
-        if known == 0:
-            continue
-        optimiser.zero_grad(set_to_none=True)
-        for tile in tiles(bags, prepared.lengths, tile_rows):
-            rows, offsets = prepared.take(tile)
-            logits = model.logits_of_prepared(rows, offsets)
-            loss = loss_sum(logits, codes[tile], targets, weights) / known
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach()) * known
-        optimiser.step()
-        count += known
+    with ExitStack() as stack:
+        pool = pool or stack.enter_context(workers(parameters[0].device))
+        for start in range(0, len(order), batch):
+            bags = order[start : start + batch]
+            known = targets.known(bags)
+            if known == 0:
+                continue
+            gradient = _Gradient(model, prepared, targets, codes, weights, known)
+            pieces = list(tiles(bags, prepared.lengths, tile_rows))
+            keeps = torch.split(model.draw_dropout(len(bags)), [len(piece) for piece in pieces])
+            sums: list[Tensor] = []
+            for loss, parts in pool.map(gradient, list(zip(pieces, keeps, strict=True))):
+                total += loss * known
+                sums = [one.add_(other) for one, other in zip(sums, parts, strict=True)] if sums else list(parts)
+            for parameter, value in zip(parameters, sums, strict=True):
+                parameter.grad = value
+            optimiser.step()
+            count += known
     return total / max(count, 1)
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """A tile's share of a batch's loss, and its gradient for each parameter."""
+
+    model: Aggregator
+    prepared: RowSource
+    targets: Targets
+    codes: Tensor
+    weights: Sequence[Tensor] | None
+    known: int
+
+    def __call__(self, item: tuple[list[int], Tensor]) -> tuple[float, tuple[Tensor, ...]]:
+        tile, keep = item
+        logits = self.model.logits_of_prepared(*self.prepared.take(tile), keep)
+        loss = loss_sum(logits, self.codes[tile], self.targets, self.weights) / self.known
+        return float(loss.detach()), torch.autograd.grad(loss, list(self.model.parameters()))
 
 
 def mean_loss(
@@ -162,27 +191,20 @@ def mean_loss(
     targets: Targets,
     codes: Tensor,
     bags: NDArray[np.int64],
-    weights: Sequence[Tensor] | None = None,
+    weights: Sequence[Tensor] | None,
+    pool: Workers,
 ) -> float:
     """Mean loss over the known labels of these bags, without dropout; nan when none is known."""
     known = targets.known(bags)
     model.eval()
-    total = 0.0
-    with torch.no_grad():
-        for tile in tiles(bags, prepared.lengths, TILE_ROWS):
-            rows, offsets = prepared.take(tile)
-            total += float(loss_sum(model.logits_of_prepared(rows, offsets), codes[tile], targets, weights))
+
+    def loss_of(tile: list[int]) -> float:
+        with torch.no_grad():  # which holds for the thread that asks for it
+            logits = model.logits_of_prepared(*prepared.take(tile))
+            return float(loss_sum(logits, codes[tile], targets, weights))
+
+    total = sum(pool.map(loss_of, list(tiles(bags, prepared.lengths, TILE_ROWS))))
     return total / known if known else math.nan
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _copy(model: Aggregator) -> dict[str, Tensor]:

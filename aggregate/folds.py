@@ -2,7 +2,7 @@
 
 `folds.csv` has a row for every scan in every fold: repeat, fold, split, patient_id, scan_id, with split `train`,
 `inner` (a part of the training patients, for early stopping) or `test` (scored in this fold). It is written before the
-first model is built and can be read back (`--folds FILE`), as can any table of scan_id or patient_id and fold.
+first model is built and can be read back (`--folds-file FILE`), as can any table of scan_id or patient_id and fold.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def read_folds(
             for r, f, split, scan in table.select("repeat", "fold", "split", "scan_id").iter_rows()
             if scan in patient_of
         ]
-        return Folds(_table(rows)), remarks
+        return _checked(_table(rows), path), remarks
     pairs = table.select(str(key), "fold").unique()
     twice = pairs.filter(pl.col(str(key)).is_duplicated())
     if twice.height:
@@ -197,7 +197,14 @@ def read_folds(
             patient = patient_of[scan]
             split = "test" if number == fold else "inner" if patient in inner else "train"
             rows.append((0, fold, split, patient, scan))
-    return Folds(_table(rows)), remarks
+    return _checked(_table(rows), path), remarks
+
+
+def _checked(table: pl.DataFrame, path: Path | str) -> Folds:
+    try:
+        return Folds(table)
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix('folds: ')}") from None
 
 
 def check_folds(table: pl.DataFrame) -> None:
@@ -246,4 +253,5 @@ def _whole(text: str | None, path: Path | str, column: str) -> int:
     try:
         return int(str(text))
     except ValueError:
-        raise InputError(f"{path}: column {column} holds {text!r}; expected whole numbers") from None
+        found = "an empty cell" if text is None else repr(text)
+        raise InputError(f"{path}: column {column} holds {found}; expected whole numbers") from None

@@ -310,7 +310,8 @@ def _as_table(path: Path, contents: Contents) -> pl.DataFrame:
             lists = [list(parse_remarks(path, str(v))) for v in values]
             series.append(pl.Series(name, lists, dtype=pl.List(pl.String)))
         elif kind == "spacing":
-            series.append(pl.Series(name, np.asarray(values), dtype=pl.Array(pl.Float64, 3)))
+            flat = pl.Series(name, np.asarray(values).ravel(), dtype=pl.Float64)
+            series.append(flat.fill_nan(None).reshape((-1, 3)))
         else:
             column = pl.Series(name, np.asarray(values))
             if name == "days_since_first":

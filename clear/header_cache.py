@@ -81,12 +81,21 @@ def _load(file: Path) -> dict[tuple[str, int, int], Record]:
     return known
 
 
+def _speaks_for_its_file_alone(record: Record) -> bool:
+    """Whether the same file will always give the same record.
+
+    A refusal may be over what lies beside the file or about this machine (`data_file_missing`, `unreadable_file`), and
+    a detached header's values lie in another file: these are looked at again, which costs little.
+    """
+    scan = record.get("scan")
+    return scan is None or (scan["verdict"] != "refused" and len(scan["files"]) == 1)
+
+
 def _store(file: Path, entries: Sequence[Entry], records: Sequence[Record]) -> None:
     whole = [
         (entry, json.dumps(record))
         for entry, record in zip(entries, records, strict=True)
-        if entry.name.isprintable()
-        and record.get("scan", {}).get("reason") not in ("unexpected_error", "unreadable_file")
+        if entry.name.isprintable() and _speaks_for_its_file_alone(record)
     ]
     table = pl.DataFrame(
         {

@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clear import formats
 from clear.errors import ScanRefused
 from clear.formats import deeplesion
@@ -43,13 +45,14 @@ def read_record(root: Path, entry: Entry, modality: str | None = None) -> Record
     """What one file is. Never raises: damage is a refused scan, a defect of ours one with `unexpected_error`."""
     path = root / entry.name
     try:
-        return _read_record(path, root, entry, modality)
+        with np.errstate(over="ignore", invalid="ignore"):  # absurd numbers are refused, not warned about
+            return _read_record(path, root, entry, modality)
     except ScanRefused as refusal:
         return refused(entry.name, refusal.reason, str(refusal))
     except FileNotFoundError:  # vanished since the walk
         return NOTHING
     except OSError as error:
-        if not formats.claims_to_be_an_image(entry.name):
+        if not formats.may_be_an_image(entry.name):
             return NOTHING
         return refused(
             entry.name, "unreadable_file", f"{entry.name}: cannot be opened ({error.strerror or 'I/O error'})"
@@ -228,7 +231,7 @@ def _share(
 
 
 def _killed(name: str) -> Record:
-    if not formats.claims_to_be_an_image(name):
+    if not formats.may_be_an_image(name):
         return NOTHING
     return refused(name, "unreadable_file", f"{name}: reading its header ended the process; the file is damaged")
 

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from clear.errors import InputError
-from clear.labels import ID_COLUMNS, Labels, find_id_column
+from clear.labels import ID_COLUMNS, Labels, find_id_column, known_ids
 from clear.tables import need_column, read_table, some
 from clear.tasks import JOIN_RULES, Endpoint, JoinRule
 
@@ -114,10 +114,18 @@ def _matching_key(labels: Labels, scans: pl.DataFrame, source: str) -> tuple[str
         if other in scans.columns and other not in keys and any(value in wanted for value in scans[other].to_list())
     ]
     hint = f" Its ids are {others[0]}s of the bag file: name the column {others[0]}." if others else ""
+    plain = {_plain(value) for value in labels.frame["id"].to_list()}
+    if not others and any(_plain(value) in plain for value in here):
+        hint = " They differ in leading zeros, a trailing .0 or case: keep ids as text, spelt as in the bag file."
     raise InputError(
         f"{labels.source}: none of its {labels.frame.height} ids is a {shown} of {source}. The table has "
         f"{some(labels.frame['id'].to_list(), 3)}; {source} has {some(here, 3) if here else 'no such ids'}.{hint}"
     )
+
+
+def _plain(name: str) -> str:
+    """An id without what spreadsheets take away or add."""
+    return name.lower().removesuffix(".0").lstrip("0")
 
 
 def _unmatched(labels: Labels, table: pl.DataFrame, joined: pl.DataFrame, key: str) -> list[str]:
@@ -172,6 +180,7 @@ def _patients(
         if not patient and pattern is not None:
             patient = _patient_of(scan_id, pattern)
         found.append(patient or None)
+    _no_patient_half_renamed(joined, from_scan, from_table)
     without = [scan_id for scan_id, patient in zip(joined["scan_id"], found, strict=True) if patient is None]
     if without:
         raise InputError(
@@ -192,13 +201,29 @@ def _patients(
     return chosen
 
 
+def _no_patient_half_renamed(
+    joined: pl.DataFrame, from_scan: dict[str, str | None], from_table: dict[str, str]
+) -> None:
+    """A patient of the headers of whom the table names only some scans would be two, and could cross folds."""
+    if not from_table:
+        return
+    renamed = {from_scan[scan] for scan in joined["scan_id"] if scan in from_table} - {None}
+    left = [scan for scan in joined["scan_id"] if scan not in from_table and from_scan[scan] in renamed]
+    if left:
+        raise InputError(
+            f"--patients: names some scans of patient {from_scan[left[0]]!r} and not others, first {some(left, 3)} "
+            f"({len(left)} in all); one patient could end up in two folds. Name every scan of a patient in the table"
+        )
+
+
 def _patient_table(scans: pl.DataFrame, path: Path | str) -> dict[str, str]:
     table = read_table(path)
     need_column(table, "patient_id", path)
     column, key = find_id_column(table, path)
     if key == "patient_id":
         raise InputError(f"{path}: expected an id column (scan_id, series_uid or study_uid) beside patient_id")
-    pairs = table.select(pl.col(column).alias("id"), "patient_id").drop_nulls().unique()
+    ids, patients = known_ids(table[column]), known_ids(table["patient_id"])
+    pairs = pl.DataFrame({"id": ids, "patient_id": patients}).drop_nulls().unique()
     doubled = pairs.filter(pl.col("id").is_duplicated())
     if doubled.height:
         raise InputError(f"{path}: {key} {doubled['id'][0]!r} belongs to two patients; expected one")

@@ -11,6 +11,7 @@ not know it, and one column an endpoint (0 or 1 when binary, the class name when
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -92,8 +93,8 @@ def labels_from_frame(
     patient = next((name for name in table.columns if _id_name(name) == "patient_id"), None)
     frame = pl.DataFrame(
         [
-            table[column].alias("id"),
-            (table[patient] if patient else pl.Series([None] * table.height, dtype=pl.String)).alias("patient_id"),
+            known_ids(table[column]).alias("id"),
+            known_ids(table[patient] if patient else pl.Series([None] * table.height)).alias("patient_id"),
             *codes,
         ]
     )
@@ -128,13 +129,15 @@ def parse_endpoint(endpoint: Endpoint, column: pl.Series, source: str) -> tuple[
     """(endpoint with kind and classes, class codes with null = masked, remarks) for a column of text.
 
     0/1, true/false, yes/no and the like are binary; two other values are binary with the later one (by number, else by
-    alphabet) as the positive class; 3 to 20 values are multi-class. Raises InputError for what is none of these.
+    alphabet) as the positive class; 3 to 20 values are multi-class. Raises InputError for what is none of these. An
+    endpoint whose classes are declared may have no known value at all: every code is null.
     """
-    words = [None if value is None else value.strip() for value in column]
+    words = _one_spelling([None if value is None else value.strip() for value in column])
     said_nothing = Counter(word for word in words if word is not None and _is_unknown(word))
     known = sorted({word for word in words if word is not None and not _is_unknown(word)}, key=_order)
     where = f"{source}: column {endpoint.source_column!r}"
-    if not known:
+    _no_two_cases(known, endpoint, where)
+    if not known and endpoint.kind == "auto":
         raise InputError(f"{where} holds no known value ({len(words)} rows are empty or unknown)")
     folded = {word.lower() for word in known}
     remarks = []
@@ -183,8 +186,34 @@ def _infer(
         )
     if len(known) == 2:
         remarks.append(f"{endpoint.name}: the positive class is {known[1]!r}, the negative {known[0]!r}")
+    else:
+        counts = Counter(word for word in words if word in known)
+        remarks.append(
+            f"{endpoint.name}: {len(known)} classes, " + ", ".join(f"{word!r} ({counts[word]})" for word in known)
+        )
+        if (numbers[0] or 0) < 0:
+            remarks.append(f"{endpoint.name}: {known[0]!r} counts as a class; empty the cells where it means unknown")
     settled = replace(endpoint, kind="binary" if len(known) == 2 else "multiclass", classes=tuple(known))
     return settled, {word: code for code, word in enumerate(known)}
+
+
+def _one_spelling(words: Sequence[str | None]) -> list[str | None]:
+    """Numbers that are written in several ways (`1` and `1.0`) in the shortest of them; the rest as it is."""
+    shortest: dict[float, str] = {}
+    for word in words:
+        number = None if word is None else _number(word)
+        if word is not None and number is not None and len(word) < len(shortest.get(number, word + " ")):
+            shortest[number] = word
+    numbers = {word: _number(word) for word in set(words) if word is not None}
+    return [None if word is None else shortest.get(numbers[word], word) for word in words]  # type: ignore[arg-type]
+
+
+def _no_two_cases(known: Sequence[str], endpoint: Endpoint, where: str) -> None:
+    spellings: dict[str, str] = {}
+    for word in known:
+        other = spellings.setdefault(word.lower(), word)
+        if other != word and word not in endpoint.classes and word.lower() not in _TRUE | _FALSE:
+            raise InputError(f"{where} holds both {other!r} and {word!r}; write one class in one way")
 
 
 def _code(word: str, endpoint: Endpoint) -> int | None:
@@ -202,13 +231,18 @@ def _one_class(where: str, value: str, count: int) -> NoReturn:
     )
 
 
+def known_ids(column: pl.Series) -> pl.Series:
+    """Ids as text; `nan`, `unknown` and the like are no ids, or they would make one patient of many."""
+    return pl.Series([None if word is None or _is_unknown(word) else word for word in column], dtype=pl.String)
+
+
 def _is_unknown(word: str) -> bool:
     return word == "None" or word.lower() in UNKNOWN
 
 
 def _number(word: str) -> float | None:
     try:
-        return float(word)
+        return float(word) if math.isfinite(float(word)) else None
     except ValueError:
         return None
 

@@ -6,6 +6,7 @@ among the usable series; `apply_scans_table` brings in the user's own names.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from clear.atomic import write_aside
 from clear.errors import InputError
 from clear.kernels import is_soft_kernel
 from clear.scans import Scan
@@ -117,7 +119,7 @@ def summary(scans: Sequence[Scan]) -> str:
 def write_plan(scans: Sequence[Scan], path: Path | str) -> None:
     """The plan as Parquet, with the folder its paths are relative to; written aside, then renamed.
 
-    Raises InputError when the scans lie under several folders or the file cannot be written.
+    Raises InputError when the scans lie under several folders, OutputError when the file cannot be written.
     """
     path = Path(path)
     roots = {scan.root.resolve() for scan in scans}
@@ -129,13 +131,9 @@ def write_plan(scans: Sequence[Scan], path: Path | str) -> None:
         "root": str(root),
         "root_from_plan": os.path.relpath(root, path.resolve().parent),
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        plan_table(scans).write_parquet(part, metadata=notes)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path}: the plan cannot be written there ({error.strerror or 'I/O error'})") from None
+    data = io.BytesIO()
+    plan_table(scans).write_parquet(data, metadata=notes)
+    write_aside(path, data.getvalue())
 
 
 def read_plan(path: Path | str) -> list[Scan]:

@@ -174,6 +174,7 @@ def survey(
     scans = _scans(named, root)
     if not scans:
         raise InputError(f"{folder}: {_nothing_found(tree.unreadable, len(tree.entries))}")
+    scans = sorted([*scans, *_locked(tree.unreadable, root)], key=lambda scan: (scan.scan_id, scan.source))
     not_images = sum(record["kind"] == "none" for record in records)
     return Survey(scans, len(tree.entries), not_images, tuple(tree.unreadable))
 
@@ -290,6 +291,26 @@ def _nothing_found(unreadable: list[str], n_files: int) -> str:
         f"none of its {n_files} file(s) is an image that is known (DICOM, NIfTI, NRRD, MetaImage, RAD-ChestCT npz, "
         "MRNet npy, 16-bit PNG, OME-Zarr). Archives must be unpacked first"
     )
+
+
+def _locked(folders: Iterable[str], root: Path) -> list[Scan]:
+    """A row for each folder that cannot be opened: whatever lies in it must not be missing in silence."""
+    found = []
+    for folder in folders:
+        name = folder.encode("utf-8", "backslashreplace").decode() + "/"
+        message = f"{name}: the folder cannot be opened. Check access rights"
+        found.append(
+            Scan(
+                scan_id=name,
+                format="",
+                verdict="refused",
+                reason="unreadable_folder",
+                message=message,
+                source=name,
+                root=root,
+            )
+        )
+    return found
 
 
 def _some(ids: list[str]) -> str:

@@ -6,6 +6,7 @@ is known. What a cell means is decided where the column is used (`clear.labels`)
 
 from __future__ import annotations
 
+import csv
 import difflib
 import io
 from collections.abc import Iterable
@@ -39,7 +40,7 @@ def read_table(path: Path | str, columns: Iterable[str] | None = None) -> pl.Dat
         else:
             table = _read_delimited(path)
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a {suffix[1:]} table ({_first_line(error)})") from error
+        raise InputError(f"{path}: {_what_is_wrong(path, suffix)}") from error
     table = table.rename({name: name.strip().lstrip("\ufeff") for name in table.columns})
     if columns is not None:
         wanted = set(columns)
@@ -87,23 +88,30 @@ def _as_text(column: pl.Series) -> pl.Series:
 
 
 def _read_delimited(path: Path) -> pl.DataFrame:
-    raw = path.read_bytes()
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = raw.decode("utf-16")
-    else:
-        try:
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = raw.decode("cp1252", errors="replace")
+    text = _text_of(path)
     header = text.lstrip("\r\n").split("\n", 1)[0]
     if not header.strip():
         raise InputError(f"{path}: the table is empty")
-    separator = max("\t;,", key=lambda mark: (header.count(mark), mark == ","))
+    separator = _separator(header)
     names = [name.strip().strip('"') for name in header.rstrip("\r").split(separator)]
     doubled = sorted({name for name in names if names.count(name) > 1 and name})
     if doubled:
         raise InputError(f"{path}: two columns are named {doubled[0]!r}; rename one of them")
     return pl.read_csv(io.BytesIO(text.encode()), separator=separator, infer_schema=False)
+
+
+def _separator(header: str) -> str:
+    return max("\t;,", key=lambda mark: (header.count(mark), mark == ","))
+
+
+def _text_of(path: Path) -> str:
+    raw = path.read_bytes()
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return raw.decode("utf-16")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", errors="replace")
 
 
 def _read_excel(path: Path) -> pl.DataFrame:
@@ -114,9 +122,22 @@ def _read_excel(path: Path) -> pl.DataFrame:
     try:
         return fastexcel.read_excel(path).load_sheet(0, dtypes="string").to_polars()
     except fastexcel.FastExcelError as error:
-        raise InputError(f"{path}: cannot be read as an Excel workbook ({_first_line(error)})") from error
+        raise InputError(f"{path}: {_what_is_wrong(path, path.suffix.lower())}") from error
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:160] if text else type(error).__name__
+def _what_is_wrong(path: Path, suffix: str) -> str:
+    """Why a table could not be read, in our words; for delimited text the first line that does not fit the header."""
+    if suffix in (".xlsx", ".xls"):
+        return "cannot be read as an Excel workbook; it is damaged or something else. Save it again, or as CSV"
+    if suffix == ".parquet":
+        return "cannot be read as a Parquet table; it is damaged or something else. Write it again"
+    try:
+        text = _text_of(path).lstrip("\r\n")
+        lines = csv.reader(io.StringIO(text), delimiter=_separator(text.split("\n", 1)[0]), strict=True)
+        columns = len(next(lines))
+        for line in lines:
+            if len(line) > columns:
+                return f"line {lines.line_num} has {len(line)} cells and the header {columns}; make them equal"
+    except (csv.Error, OSError, ValueError):
+        pass
+    return f"cannot be read as a {suffix[1:]} table; is a quotation mark open, or the file damaged?"

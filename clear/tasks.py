@@ -8,11 +8,13 @@ Training presets are data too, because a run must be able to say which one it us
 
 `paper` holds the settings of the CLEAR paper (Ligero, Lenz et al., MICCAI 2025) and its released configuration: AdamW,
 learning rate 1e-4 kept constant, batches of 128 scans, at most 32 epochs, patience 8, dropout 0.5. Its class weights
-are the training fold's negatives over positives (the released code has this ratio upside down).
+are the training fold's negatives over positives (the released code has this ratio upside down). Where 32 epochs make
+fewer than 500 steps (below about 2,000 training scans) they would end a fit before it has learnt anything; there batch
+and epochs adapt as in `adaptive`.
 
-`adaptive` keeps those numbers where the cohort is large enough for them (about 2,000 scans) and otherwise shrinks the
-batch and adds epochs, so that at least 500 optimiser steps are made before early stopping can end a fit; it weighs no
-class, so that its scores stay probabilities.
+`adaptive` keeps those numbers where the cohort is large enough for them and otherwise shrinks the batch and adds
+epochs, so that at least 500 optimiser steps are made before early stopping can end a fit; it weighs no class, so that
+its scores stay probabilities.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from clear.windows import ABDOMEN, LUNG, Window
 JoinRule = Literal["all", "first", "earliest", "pool"]
 JOIN_RULES: tuple[JoinRule, ...] = ("all", "first", "earliest", "pool")
 METRICS = ("auroc", "average_precision")
+RESERVED = frozenset({"id", "scan_id", "series_uid", "study_uid", "patient_id", "macro"})  # columns and rows of a run
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Preset:
 
     batch: scans a step. epochs: at most this many. patience: epochs without a better inner loss before stopping.
     min_steps: optimiser steps before stopping may fire; 0 takes batch and epochs as they are, otherwise both adapt.
+    only_if_short: they adapt only where `epochs` epochs would not make `min_steps` steps.
     inner_fraction: share of the training patients held back for early stopping.
     class_weights: `none`, or `balanced` (negatives over positives, respectively n / (classes x n of the class)).
     standardise: features to mean 0 and sd 1 with the training patients' statistics, kept in the model.
@@ -88,6 +92,7 @@ class Preset:
     epochs: int = 32
     patience: int = 8
     min_steps: int = 0
+    only_if_short: bool = False
     inner_fraction: float = 0.2
     dropout: float = 0.5
     class_weights: Literal["none", "balanced"] = "none"
@@ -97,6 +102,8 @@ class Preset:
         for name in ("lr", "batch", "epochs", "patience"):
             if not getattr(self, name) > 0:
                 raise InputError(f"training preset {self.name}: {name} is {getattr(self, name)}; expected above 0")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"training preset {self.name}: dropout is {self.dropout}; expected 0 or more, below 1")
         if not 0 < self.inner_fraction < 1:
             raise InputError(f"training preset {self.name}: inner_fraction is {self.inner_fraction}; expected 0..1")
 
@@ -112,7 +119,7 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "paper": Preset("paper", class_weights="balanced"),
+        "paper": Preset("paper", min_steps=500, only_if_short=True, class_weights="balanced"),
         "adaptive": Preset("adaptive", min_steps=500),
     }
 )
@@ -145,6 +152,12 @@ class Task:
         names = [endpoint.name for endpoint in self.endpoints]
         if not names or len(set(names)) != len(names):
             raise InputError(f"task {self.name}: expected endpoints with different names; found {names}")
+        taken = [name for name in names if name in RESERVED]
+        if taken:
+            raise InputError(
+                f"task {self.name}: {taken[0]!r} names an id or a mean, not something to predict; choose another "
+                "column, or rename this one"
+            )
         if self.preset not in PRESETS:
             raise InputError(f"task {self.name}: preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
         if self.join is not None and self.join not in JOIN_RULES:

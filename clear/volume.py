@@ -39,6 +39,7 @@ CANONICAL_AXES: dict[Plane, tuple[tuple[int, int, int], ...]] = {
 PLANE_OF_AXIS: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
 
 EVEN_GAPS_TOLERANCE = 0.02  # of the median gap: table positions are often rounded to a tenth of a millimetre
+EVEN_LINE_TOLERANCE = 0.1  # of the median gap: how far small deviations of gaps may add up along the volume
 SAME_POSITION_MM = 1e-3
 TILT_DEG = 0.5
 AIR_HU = -1000
@@ -250,12 +251,10 @@ class Volume:
 
     @property
     def has_even_gaps(self) -> bool:
-        """Whether one step leads from each slice to the next (to 2 % of the median gap)."""
+        """Whether one step leads from each slice to the next, to 2 % of the median gap, and to 10 % over all slices."""
         if self.n_slices < 2:
             return bool(np.isfinite(self.spacing_mm[0]))
-        steps = np.diff(self.positions_mm, axis=0)
-        tolerance = EVEN_GAPS_TOLERANCE * self.spacing_mm[0]
-        return bool(np.abs(steps - np.median(steps, axis=0)).max() <= tolerance)
+        return _is_even(self.positions_mm, self.spacing_mm[0])
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -323,7 +322,7 @@ def _check_gaps(
     tilt = float(np.degrees(np.arctan2(sideways, travel @ normal)))
     if tilt > TILT_DEG:
         remarks.append(f"gantry tilt {tilt:.1f} degrees")
-    if np.abs(gaps - median).max() > EVEN_GAPS_TOLERANCE * median:
+    if not _is_even(z_mm[:, None], median):
         multiples = gaps / median
         missing = np.round(multiples).astype(int) - 1
         if (np.abs(multiples - np.round(multiples)) < 0.1).all() and missing.max() > 0 and missing.min() >= 0:
@@ -335,6 +334,16 @@ def _check_gaps(
         else:
             remarks.append(f"uneven spacing: {gaps.min():.2f} to {gaps.max():.2f} mm, median {median:.2f} mm")
     return median, tilt, tuple(remarks)
+
+
+def _is_even(positions: NDArray[np.float64], gap: float) -> bool:
+    """Whether (n, axes) positions lie evenly: each step like the others, and none far from where an affine puts it."""
+    steps = np.diff(positions, axis=0)
+    line = np.linspace(positions[0], positions[-1], len(positions))
+    return bool(
+        np.abs(steps - np.median(steps, axis=0)).max() <= EVEN_GAPS_TOLERANCE * gap
+        and np.abs(positions - line).max() <= EVEN_LINE_TOLERANCE * gap
+    )
 
 
 def _odd_axis(spacing: NDArray[np.float64]) -> int | None:

@@ -13,7 +13,7 @@ from clear.bags import Bags, write_bags
 from clear.errors import BagFileError, InputError
 from extract.parts import SHARD_ENDING, Parts, parts_folder
 from extract.plan import bag_bytes, check_outputs, check_space
-from extract.quality import QualityRow, quality_path, read_quality, write_quality
+from extract.quality import QualityRow, quality_path, quality_rows, read_quality, write_quality
 from extract.stopping import Interrupted, stopping
 
 
@@ -67,20 +67,20 @@ def _merge_parts(path: Path, overwrite: bool, partial: bool, check: Callable[[],
             f"{folder}: no finished shards here. Run `clear extract --shard i/n` first, or name bag files."
         )
     with Parts(path, None, overwrite=overwrite) as parts:
-        rows: dict[str, QualityRow] = {}
+        rows = [row for record in _shard_records(folder, partial) for row in quality_rows(record)]
         if parts.existing is not None:
-            rows.update(read_quality(quality_path(path)))
-        for record in _shard_records(folder, partial):
-            rows.update(read_quality(record))
-        rows.update((scan_id, parts.quality_row(scan_id)) for scan_id in parts.known)
+            newer = {row.scan_id for row in rows}
+            rows += [row for row in quality_rows(quality_path(path)) if row.scan_id not in newer]
+        rows = list({(row.scan_id, row.source): row for row in rows if row.scan_id not in parts.known}.values())
+        rows += [parts.quality_row(scan_id) for scan_id in parts.known]
         if not parts.known:
             raise InputError(f"{folder}: the shards hold no finished scan, so there is no file to write.")
         instances = sum(known.row.length for known in parts.known.values())
         old = path.stat().st_size if path.is_file() else 0
         check_space({path: old + sum(file.stat().st_size for file in folder.iterdir())})
-        write_quality(quality_path(path), rows.values(), aside=folder / "quality.tmp")
+        write_quality(quality_path(path), rows, aside=folder / "quality.tmp")
         parts.finish(check)
-        statuses = [row.status for row in rows.values()]
+        statuses = [row.status for row in rows]
         return MergeResult(path, len(parts.known), instances, statuses.count("refused"), statuses.count("failed"))
 
 

@@ -81,7 +81,7 @@ class Parts:
             if not merging:
                 self._open_parts(places, overwrite)
         except BaseException:
-            self.close()
+            self.__exit__(None, None, None)
             raise
 
     @property

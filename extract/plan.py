@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -104,7 +105,8 @@ def choose_windows(windows: Sequence[Window] | None, scans: Sequence[Scan]) -> t
     counts = ", ".join(f"{n} {modality or 'unknown'}" for modality, n in sorted(modalities.items()))
     raise InputError(
         f"the scans are of several modalities ({counts}), which are encoded in different windows. Extract them into "
-        "one file each, as in --select \"modality = 'CT'\", or name the windows with --window."
+        "one file each, as in --select \"modality = 'CT'\"; name the windows with --window; or, where a modality was "
+        "inferred wrongly, say it with --modality."
     )
 
 
@@ -175,7 +177,7 @@ def row_for(scan: Scan, volume: Volume, digest: str, n_windows: int) -> ScanRow:
         digest=digest,
         length=volume.n_slices * n_windows,
         n_slices=volume.n_slices,
-        spacing_mm=volume.spacing_mm,
+        spacing_mm=(math.nan,) * 3 if scan.spacing_mm is None else volume.spacing_mm,  # the volume's is nominal then
         plane=volume.plane,
         modality=volume.modality,
         remarks=tuple(dict.fromkeys([*scan.remarks, *volume.remarks])),

@@ -59,18 +59,23 @@ def write_quality(path: Path, rows: Iterable[QualityRow], *, aside: Path | None 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in sorted(rows, key=lambda row: row.scan_id):
+    for row in sorted(rows, key=lambda row: (row.scan_id, row.source)):
         writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
     write_aside(path, text.getvalue().encode(), aside=aside)
 
 
 def read_quality(path: Path) -> dict[str, QualityRow]:
-    """Rows by scan_id; empty when there is no such file. Raises InputError for one that clear did not write."""
+    """Rows by scan_id, as `quality_rows` reads them; of refused series that claim one id, the last."""
+    return {row.scan_id: row for row in quality_rows(path)}
+
+
+def quality_rows(path: Path) -> list[QualityRow]:
+    """All rows; none when there is no such file. Raises InputError for one that clear did not write."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return {row.scan_id: row for row in map(_row, csv.DictReader(file))}
+            return list(map(_row, csv.DictReader(file)))
     except FileNotFoundError:
-        return {}
+        return []
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         raise InputError(
             f"{path}: not a quality record as clear writes it. Remove it, or name another output."

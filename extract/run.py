@@ -207,14 +207,14 @@ class Run:
         """`feats.qc.csv`, or the shard's record among the parts, which `merge` puts together."""
         paths = []
         for i, parts in enumerate(self.parts):
-            rows = {scan.scan_id: self._quality_row(i, scan) for scan in self.scans}
+            rows = [self._quality_row(i, scan) for scan in self.scans]
             if shard is not None:
                 path = parts.folder / f"{shard[0]}-of-{shard[1]}{SHARD_ENDING}"
             else:
                 path = quality_path(parts.output)
-                for scan_id in parts.known.keys() - rows.keys():  # in the file from another folder
-                    rows[scan_id] = parts.quality_row(scan_id)
-            write_quality(path, rows.values(), aside=parts.folder / f"{path.name}.tmp")
+                elsewhere = parts.known.keys() - {row.scan_id for row in rows}  # in the file from another folder
+                rows += [parts.quality_row(scan_id) for scan_id in elsewhere]
+            write_quality(path, rows, aside=parts.folder / f"{path.name}.tmp")
             paths.append(path)
         return paths
 

@@ -15,7 +15,7 @@ import re
 from types import ModuleType
 
 HEAD_BYTES = 1024
-MAX_VOLUME_BYTES = 16 * 2**30
+MAX_VOLUME_BYTES = 8 * 2**30
 """The largest volume that is read: what a header declares beyond this is damage or an attack."""
 
 # format: the module that knows it
@@ -52,3 +52,14 @@ def without_ending(source: str) -> str:
 def claims_to_be_an_image(source: str) -> bool:
     """Whether the name has the ending of an image format: the only hint for a file that is empty or damaged."""
     return bool(re.search(r"\.(nii\.gz|nii|nrrd|nhdr|mha|mhd|npz|dcm|dicom|ima)$", source, re.IGNORECASE))
+
+
+def may_be_an_image(source: str) -> bool:
+    """Whether a file that cannot be opened must be reported: named like an image, or without an ending in letters.
+
+    Archives write DICOM as IM0001, 1-001 or by its UID, so such a file may be a slice.
+
+    >>> may_be_an_image("study/1.2.840.113"), may_be_an_image("study/IM0001"), may_be_an_image("notes.txt")
+    (True, True, False)
+    """
+    return claims_to_be_an_image(source) or not re.search(r"\.[A-Za-z]\w{0,9}$", source)

@@ -28,7 +28,6 @@ from clear.formats.dicom_elements import (
 from clear.formats.dicom_kinds import DIRECTORY_STORAGE, MODALITY_OF_CLASS, aside_reason, modality_of
 from clear.formats.dicom_values import FRAME_GROUPS, SEQUENCES, SHARED_GROUPS, WANTED, Values
 
-RECORD_VERSION = 1
 READ_STEPS = (1 << 16, 1 << 20, 1 << 24, 1 << 26)  # a header is usually in the first; bytes
 MAX_SLICE_PIXELS = 1 << 26
 MAX_FRAMES = 1 << 20
@@ -107,7 +106,7 @@ def _read_at(handle: BinaryIO, position: int, count: int) -> bytes:
 
 
 def _broken(reason: str, text: str) -> Record:
-    return {"version": RECORD_VERSION, "kind": "broken", "problem": [reason, text]}
+    return {"kind": "broken", "problem": [reason, text]}
 
 
 def _record(parsed: Parsed, read: Callable[[int, int], bytes], size: int) -> Record:
@@ -115,7 +114,7 @@ def _record(parsed: Parsed, read: Callable[[int, int], bytes], size: int) -> Rec
     values = Values(parsed.elements, parsed.big_endian)
     sop_class = values.text("SOPClassUID") or _media_class(parsed)
     if sop_class == DIRECTORY_STORAGE:
-        return {"version": RECORD_VERSION, "kind": "directory", "problem": None}
+        return {"kind": "directory", "problem": None}
     modality = modality_of(sop_class, values.text("Modality"))
     if not sop_class and not modality and (parsed.cut or parsed.pixels is None):
         return _broken("damaged_header", "ends inside its header or says nothing; fetch the file again or remove it")
@@ -125,7 +124,6 @@ def _record(parsed: Parsed, read: Callable[[int, int], bytes], size: int) -> Rec
     has_pixels = (rows > 0 and columns > 0) or parsed.pixels is not None or sop_class in MODALITY_OF_CLASS
     colour = samples > 1 or photometric in ("RGB", "PALETTE COLOR") or photometric.startswith("YBR")
     record: Record = {
-        "version": RECORD_VERSION,
         "kind": "image",
         "problem": None,
         "aside": aside_reason(sop_class, modality, image_type, colour=colour, pixels=has_pixels),

@@ -10,12 +10,9 @@ there are none.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import struct
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from clear.errors import ScanRefused
 from clear.formats.dicom_elements import Parsed, fragments
 from clear.formats.dicom_header import GDCM_SYNTAXES, Record
 from clear.formats.dicom_values import quiet_pydicom
+from clear.formats.quiet import quiet_stderr
 
 RLE = "1.2.840.10008.1.2.5"
 DECODERS = {  # the rest by pylibjpeg
@@ -38,7 +36,6 @@ DECODERS = {  # the rest by pylibjpeg
 INT16 = np.iinfo(np.int16)
 ITEM_HEAD = struct.Struct("<HHI")
 START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # ITU-T T.81 B.1.1.3, T.87 C.1.1
-_STDERR = threading.Lock()
 
 
 def stored_frames(record: Record, parsed: Parsed) -> Iterator[NDArray[np.integer]]:
@@ -117,7 +114,7 @@ def gdcm_values(record: Record, parsed: Parsed, path: Path) -> NDArray[np.float6
     data = next(_codestreams(record, parsed))
     if not _has_end(data):
         raise ScanRefused("truncated_pixel_data", "ends in the middle of its compressed image; fetch the file again")
-    with _quiet_stderr():
+    with quiet_stderr():
         try:
             values = sitk.GetArrayFromImage(sitk.ReadImage(os.fspath(path), imageIO="GDCMImageIO"))
         except RuntimeError:
@@ -235,18 +232,3 @@ def _coded_size(data: bytes, syntax: str) -> tuple[int, int, int] | None:
 
 def _undecodable() -> ScanRefused:
     return ScanRefused("damaged_pixel_data", "has compressed pixels that cannot be decoded; fetch the file again")
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """GDCM's JPEG library writes a line straight to file descriptor 2 whenever it meets 12 bits."""
-    with _STDERR:
-        sys.stderr.flush()
-        saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(sink, 2)
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            os.close(sink)

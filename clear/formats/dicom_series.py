@@ -29,13 +29,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from clear.errors import ScanRefused
+from clear.formats import MAX_VOLUME_BYTES
 from clear.formats.dicom_header import Record
 from clear.formats.dicom_hu import check_rescale, value_remarks
 from clear.formats.dicom_image import Image, images_of
 from clear.formats.dicom_split import SameImage, header_word, split, without_duplicates
 from clear.formats.dicom_stack import Stack, check_parallel, stack_of
 
-MAX_VOLUME_BYTES = 8 << 30
 MAX_ID_LENGTH = 128
 
 

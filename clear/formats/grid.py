@@ -27,6 +27,7 @@ SEGMENTATION_EQUAL = 0.75  # so large a share of neighbouring non-zero voxels th
 BLOCK_BYTES = 1 << 20
 DEFLATE_MOST = 1032  # zlib cannot shrink by more than this (zlib technical details), so a larger claim is false
 INT16 = np.iinfo(np.int16)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ def values_of(
         else:
             values = stored.astype(np.float64)
             values = values if plain else values * slope + intercept
-            bad = ~np.isfinite(values)
+            bad = ~(np.abs(values) <= LARGEST)  # nan too
             if bad.any():
                 odd += int(bad.sum())
                 finite = values[~bad]

@@ -17,6 +17,7 @@ import numpy as np
 
 from clear.errors import ScanRefused
 from clear.formats.grid import Grid, check_size, grid_scan, grid_volume, look, read_array, value_blocks
+from clear.formats.quiet import quiet_stderr
 from clear.scans import Scan
 from clear.volume import Volume
 
@@ -103,7 +104,8 @@ def _affine(path: Path, name: str, format: str, shape: tuple[int, ...]) -> np.nd
     reader.SetImageIO("NrrdImageIO" if format == "nrrd" else "MetaImageIO")
     reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with quiet_stderr():
+            reader.ReadImageInformation()
     except RuntimeError:
         raise ScanRefused("bad_header", f"{name}: SimpleITK cannot read its {format.upper()} header") from None
     if reader.GetSize() != shape[::-1]:
@@ -146,7 +148,7 @@ def _nrrd(name: str, path: Path, fields: dict[str, str], where: int) -> dict[str
     encoding = fields.get("encoding", "").lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise ScanRefused("unsupported_encoding", f"{name}: NRRD encoding {encoding[:20]!r}; expected raw or gzip")
-    if int(fields.get("line skip", fields.get("lineskip", "0")) or 0):
+    if _numbers(name, fields.get("line skip", fields.get("lineskip", "0")))[0]:
         raise ScanRefused("unsupported_encoding", f"{name}: NRRD line skip is not read; store it as one .nrrd file")
     elsewhere = fields.get("data file", fields.get("datafile"))
     remarks: tuple[str, ...] = ()

@@ -28,6 +28,8 @@ SLAB_BYTES = 1 << 29
 CODECS = frozenset(
     ("blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "delta", "bytes", "transpose", "crc32c")
 )
+# what JSON of another structure than expected raises, here and in zarr
+MALFORMED = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 NO_ANATOMY = "OME-Zarr states no anatomy: axes taken as z to the head, y to the back, x to the left"
 
 
@@ -69,7 +71,14 @@ def read(scan: Scan) -> Volume:
 
 
 def _grid(path: Path, name: str) -> tuple[Grid, Path, tuple[int | slice, ...]]:
-    """The highest resolution as a Grid, its folder, and how to index away the axes of length 1."""
+    """The highest resolution as a Grid, its folder, and how to index away the axes of length 1. Raises ScanRefused."""
+    try:
+        return _checked_grid(path, name)
+    except MALFORMED:
+        raise ScanRefused("bad_header", f"{name}: its metadata are damaged: not what OME-Zarr prescribes") from None
+
+
+def _checked_grid(path: Path, name: str) -> tuple[Grid, Path, tuple[int | slice, ...]]:
     multiscale = _first(_attributes(path).get("multiscales"), name, "multiscales")
     dataset = _first(multiscale.get("datasets"), name, "datasets")
     place = path / str(dataset.get("path", ""))
@@ -177,7 +186,7 @@ def _open(place: Path, name: str) -> Any:
 
     try:
         return zarr.open_array(str(place), mode="r")
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError):
+    except (*MALFORMED, OSError):
         raise ScanRefused("bad_header", f"{name}: the Zarr array cannot be opened; its metadata are damaged") from None
 
 
@@ -191,7 +200,7 @@ def _slabs(
         index = (*squeezed[:z], slice(first, first + deep), *squeezed[z + 1 :])
         try:
             yield first, np.asarray(array[index])
-        except (ValueError, TypeError, OSError, RuntimeError, MemoryError):
+        except (*MALFORMED, OSError, MemoryError):
             raise ScanRefused("truncated_pixel_data", f"{name}: a chunk is damaged or cannot be unpacked") from None
 
 

@@ -117,7 +117,9 @@ def check_array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None
     if len(shape) != 3 or min(shape) < 1:
         raise ScanRefused("not_a_volume", f"{name}: an array of shape {shape}; expected (slices, rows, columns)")
     if int(np.prod(shape, dtype=object)) * dtype.itemsize > MAX_VOLUME_BYTES:
-        raise ScanRefused("too_large", f"{name}: declares {shape}; the largest volume read is 16 GiB")
+        raise ScanRefused(
+            "too_large", f"{name}: declares {shape}; the largest volume read is {MAX_VOLUME_BYTES >> 30} GiB"
+        )
 
 
 def _damaged(name: str) -> ScanRefused:

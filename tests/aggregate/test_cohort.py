@@ -64,6 +64,11 @@ def test_pooling_scans_with_different_labels_stops(bags: Bags) -> None:
         build_cohort(bags, joined(["s0", "s1", "s2"], ["a", "a", "b"], [1, 0, 0], "pool"), (LUNG,), 1)
 
 
+def test_an_unknown_label_of_a_pooled_scan_does_not_contradict_the_known_one(bags: Bags) -> None:
+    pooled = joined(["s0", "s1", "s2"], ["a", "a", "b"], [None, 1, 0], "pool")
+    assert build_cohort(bags, pooled, (LUNG,), 1).targets.codes[:, 0].tolist() == [1, 0]
+
+
 def test_a_window_is_matched_by_name_and_range(bags: Bags) -> None:
     assert choose_windows(bags, [], "f") == (ABDOMEN, LUNG)
     assert choose_windows(bags, [Window("lung", -1500.0, 500.0)], "f") == (LUNG,)
@@ -82,7 +87,9 @@ def test_a_single_endpoint_needs_every_class_in_every_fold() -> None:
     e0 = Endpoint("e0", "binary", ("absent", "present"))
     with pytest.raises(InputError, match=r"e0: one class only: all 3 known labels are 'present'"):
         usable_endpoints(frame([1, 1, 1, None]), [e0], 2)
-    with pytest.raises(InputError, match=r"only 2 patients are 'absent', too few for 3 folds .*give --folds 2"):
+    with pytest.raises(
+        InputError, match=r"only 2 of 5 labelled patients are 'absent', too few for 3 folds .*give --folds 2"
+    ):
         usable_endpoints(frame([1, 1, 1, 0, 0]), [e0], 3)
     assert usable_endpoints(frame([1, 1, 1, 0, 0]), [e0], 2) == ([e0], [])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import h5py
@@ -251,6 +252,29 @@ def test_the_table_says_what_did_not_join_and_what_is_not_defined(data, tmp_path
     assert "conditional on the fitted models" in run.table()
 
 
+def test_the_labels_of_a_task_are_kept_beside_the_bag_file_and_used_again(make_bags, planted, tmp_path: Path) -> None:
+    features, labels = planted(n=12)
+    path = make_bags(features, patients={})
+    task = Task("t", "", (Endpoint("a", "binary", ("absent", "present")),))
+    pl.DataFrame({"scan_id": list(labels), "a": list(labels.values())}).write_csv(tmp_path / "t.csv")
+    arguments = {"task": task, "folds": 2, "aggregator": "mean", **QUICK}
+    first = train(path, labels=tmp_path / "t.csv", patient_pattern="(.+)", output=tmp_path / "a", **arguments)
+    again = train(path, output=tmp_path / "b", **arguments)
+    assert again.predictions.equals(first.predictions)
+    assert first.settings["arguments"]["patient_pattern"] == "(.+)"
+    assert first.settings["arguments"]["labels"]["sha256"] == sha256((tmp_path / "t.csv").read_bytes()).hexdigest()
+
+
+def test_labels_that_cannot_be_kept_are_a_remark_and_no_failure(make_bags, planted, tmp_path: Path) -> None:
+    features, labels = planted(n=12)
+    path = make_bags(features)
+    path.with_suffix(".labels").write_text("in the way")
+    task = Task("t", "", (Endpoint("a", "binary", ("absent", "present")),))
+    pl.DataFrame({"scan_id": list(labels), "a": list(labels.values())}).write_csv(tmp_path / "t.csv")
+    run = train(path, task=task, labels=tmp_path / "t.csv", folds=2, output=tmp_path / "r", **QUICK)
+    assert any("could not be kept beside the bag file" in remark for remark in run.settings["remarks"])
+
+
 def test_the_default_place_is_numbered_when_taken(data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     paths = [train(data[0], labels=data[1], target="lesion", folds=2, aggregator="mean", **QUICK).path for _ in "ab"]
@@ -322,6 +346,11 @@ def test_a_missing_piece_of_a_run_is_named(run: Run) -> None:
         ({"labels": True, "target": "lesions"}, "did you mean 'lesion'"),
         ({"labels": True, "target": "lesion", "folds": 20}, "too few for 20 folds"),
         ({"labels": True, "target": "lesion", "folds": 1}, "at least 2 folds"),
+        ({"labels": True, "target": "lesion", "folds": 0}, "at least 2 folds"),
+        ({"labels": True, "target": "lesion", "seed": -1}, "--seed -1"),
+        ({"labels": True, "target": "lesion", "dropout": 1.0}, "dropout is 1"),
+        ({"labels": True, "target": "lesion", "folds_file": "folds.csv", "repeats": 2}, "leave out --folds and --rep"),
+        ({"labels": True, "target": "patient_id"}, "names an id or a mean"),
     ],
 )
 def test_what_is_wrong_is_said_before_training(data, tmp_path: Path, arguments: dict, says: str) -> None:

@@ -10,6 +10,7 @@ from aggregate.aggregators import build_aggregator, predict
 from aggregate.fit import Fitted, Plan, fit, run_epoch
 from aggregate.packed import PackedRows
 from aggregate.targets import Targets
+from clear.errors import InputError
 from clear.tasks import PRESETS, Endpoint, Preset
 
 QUICK = Preset("quick", lr=1e-3, batch=8, epochs=6, patience=3)
@@ -98,18 +99,41 @@ def test_a_set_that_both_trains_and_stops_is_refused() -> None:
         fit(source, targets, np.arange(5), np.arange(4, 8), lambda *a: build_aggregator("mean", *a), QUICK, (0,))
 
 
-def test_small_tiles_make_the_same_step_as_the_whole_batch() -> None:
+def one_epoch(tile_rows: int, threads: int, dropout: float) -> tuple[float, torch.Tensor]:
+    """(loss, projection) after an epoch of plain gradient steps, with so many threads of torch."""
     source, targets = cohort()
-    losses, weights = [], []
-    for tile_rows in (1, 10_000):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
         torch.manual_seed(0)
-        model = build_aggregator("abmil", 6, 1, 0.0)
+        model = build_aggregator("abmil", 6, 1, dropout)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
         codes = torch.as_tensor(targets.codes, dtype=torch.float32)
-        losses.append(run_epoch(model, source, targets, codes, np.arange(24), optimiser, 12, tile_rows=tile_rows))
-        weights.append(model.project.weight.detach())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+        loss = run_epoch(model, source, targets, codes, np.arange(24), optimiser, 12, tile_rows=tile_rows)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    return loss, model.project.weight.detach()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_small_tiles_make_the_same_step_as_the_whole_batch(dropout: float) -> None:
+    (small, one), (whole, other) = one_epoch(1, 1, dropout), one_epoch(10_000, 1, dropout)
+    assert small == pytest.approx(whole, rel=1e-5)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    (_, first), *others = (one_epoch(8, threads, 0.5) for threads in (1, 2, 5))
+    assert all(torch.equal(weights, first) for _, weights in others)
+
+
+def test_dropout_keeps_each_value_with_its_chance_and_its_mean() -> None:
+    torch.manual_seed(0)
+    keep = build_aggregator("mean", 4, 1, 0.25).draw_dropout(400)
+    assert keep.shape == (400, 256)
+    assert sorted(keep.unique().tolist()) == pytest.approx([0, 4 / 3])
+    assert float(keep.mean()) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("bags", [8, 30, 64, 100, 400, 1500, 5000])
@@ -121,7 +145,13 @@ def test_small_cohorts_make_500_steps_before_they_may_stop_and_large_ones_follow
     assert 8 <= plan.batch <= 128
     if bags >= 1024:
         assert plan.batch == 128
-    assert Plan.of(PRESETS["paper"], bags) == Plan(128, 32, 0)
+    assert Plan.of(PRESETS["paper"], bags) == (Plan(128, 32, 0) if bags > 1920 else plan)
+
+
+def test_a_fit_that_diverges_says_so_and_gives_no_model() -> None:
+    source, targets = cohort()
+    with pytest.raises(InputError, match=r"diverged in epoch \d+.*smaller --lr"):
+        fitted(source, targets, Preset("hot", lr=1e30, batch=8, epochs=5))
 
 
 def test_a_signal_in_the_bags_is_learnt() -> None:

@@ -100,3 +100,22 @@ def test_quick_looks_leave_nothing_behind(folder: Path, tmp_path: Path, monkeypa
 def test_the_cache_is_its_owners_alone(folder: Path, tmp_path: Path) -> None:
     find_scans(folder, cache=tmp_path / "cache")
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
+
+
+def test_what_hangs_on_another_file_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header_cache, "CACHE_FROM_S", 0.0)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    values = np.linspace(-1000, 500, 3 * 4 * 5).astype("<i2")
+    (folder / "a.mhd").write_text(
+        "ObjectType = Image\nNDims = 3\nDimSize = 5 4 3\nElementSpacing = 1 1 3\nElementType = MET_SHORT\n"
+        "ElementDataFile = a.raw\n"
+    )
+    (scan,) = find_scans(folder, cache=tmp_path / "cache")
+    assert scan.reason == "data_file_missing"
+    (folder / "a.raw").write_bytes(values.tobytes())
+    (scan,) = find_scans(folder, cache=tmp_path / "cache")
+    assert (scan.verdict, scan.modality) == ("use", "CT")
+    (folder / "a.raw").write_bytes(values.tobytes()[:-2])
+    (scan,) = find_scans(folder, cache=tmp_path / "cache")
+    assert scan.reason == "truncated_pixel_data"

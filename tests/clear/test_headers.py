@@ -93,6 +93,7 @@ def test_an_unreadable_image_is_refused_and_other_files_are_not(
 
     monkeypatch.setattr(Path, "open", deny)
     assert read_record(tmp_path, Entry("a.dcm", 1, 1))["scan"]["reason"] == "unreadable_file"
+    assert read_record(tmp_path, Entry("1-001", 1, 1))["scan"]["reason"] == "unreadable_file"  # DICOM's usual names
     assert read_record(tmp_path, Entry("a.txt", 1, 1)) == {"kind": "none"}
 
 

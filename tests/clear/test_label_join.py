@@ -51,6 +51,21 @@ def test_ids_under_the_wrong_name_are_recognised() -> None:
         join_labels(labels("scan_id", id=["p0", "p1"], y=["1", "0"]), scans(patient_id=["p0", "p1"]))
 
 
+@pytest.mark.parametrize("spelt", [["1", "2"], ["001.0", "002.0"], ["1.0", "2.0"]])
+def test_ids_that_a_spreadsheet_changed_are_recognised(spelt: list[str]) -> None:
+    with pytest.raises(InputError, match=r"differ in leading zeros, a trailing \.0 or case"):
+        join_labels(labels(id=spelt, y=["1", "0"]), scans(patient_id=["001", "002"]))
+
+
+def test_a_patients_table_that_names_half_of_a_patients_scans_stops(tmp_path: Path) -> None:
+    table = labels("scan_id", id=["s0", "s1", "s2"], y=["1", "1", "0"])
+    (tmp_path / "p.csv").write_text("scan_id,patient_id\ns0,x\n")
+    with pytest.raises(InputError, match=r"some scans of patient 'p0' and not others, first s1"):
+        join_labels(table, scans(patient_id=["p0", "p0", "p1"]), patients=tmp_path / "p.csv")
+    known = join_labels(table, scans(patient_id=["p0", "p1", "p1"]), patients=tmp_path / "p.csv")
+    assert known.frame["patient_id"].to_list() == ["x", "p1", "p1"]
+
+
 def test_file_names_join_scans_found_in_sub_folders() -> None:
     joined = join_labels(labels("scan_id", id=["a", "b"], y=["1", "0"]), scans(scan_id=["x/a", "y/b"]))
     assert joined.frame["scan_id"].to_list() == ["x/a", "y/b"]
@@ -97,6 +112,16 @@ def test_without_patient_ids_folds_stop_and_say_what_would_do(tmp_path: Path) ->
     assert by_table.frame["patient_id"].to_list() == ["x", "y", "z"]
     in_labels = labels("scan_id", id=["a_1", "a_2", "b_1"], y=["1", "1", "0"], patient_id=["q", "q", "r"])
     assert join_labels(in_labels, nameless).frame["patient_id"].to_list() == ["q", "q", "r"]
+
+
+def test_an_unknown_patient_is_no_patient(tmp_path: Path) -> None:
+    nameless = scans(patient_id=[None, None, None])
+    table = labels("scan_id", id=["s0", "s1", "s2"], y=["1", "1", "0"], patient_id=["nan", "Unknown", "r"])
+    with pytest.raises(InputError, match="2 of 3 scans have no patient id, first s0, s1"):
+        join_labels(table, nameless)
+    (tmp_path / "p.csv").write_text("scan_id,patient_id\ns0,NA\ns1,q\n")
+    with pytest.raises(InputError, match="1 of 3 scans have no patient id, first s0"):
+        join_labels(table, nameless, patients=tmp_path / "p.csv")
 
 
 def test_a_pattern_must_be_one_with_a_group() -> None:

@@ -65,6 +65,28 @@ def test_two_numbers_are_binary_with_the_larger_one_positive() -> None:
     assert parse(["10", "9", "10"])[0].classes == ("9", "10")
 
 
+def test_one_number_written_in_two_ways_is_one_class() -> None:
+    endpoint, coded, _ = parse(["1", "1.0", "2", "2.00", "3"])
+    assert endpoint.classes == ("1", "2", "3")
+    assert coded.to_list() == [0, 0, 1, 1, 2]
+
+
+def test_one_class_in_two_cases_stops() -> None:
+    with pytest.raises(InputError, match="holds both 'Male' and 'male'"):
+        parse(["Male", "male", "female"])
+
+
+def test_classes_are_listed_and_a_negative_code_is_pointed_out() -> None:
+    remarks = parse(["-1", "0", "1", "1"])[2]
+    assert remarks[0] == "y: 3 classes, '-1' (1), '0' (1), '1' (2)"
+    assert "empty the cells where it means unknown" in remarks[1]
+
+
+def test_a_declared_endpoint_may_be_unknown_throughout() -> None:
+    endpoint = Endpoint("y", "binary", ("absent", "present"))
+    assert parse(["NA", None], endpoint)[1].to_list() == [None, None]
+
+
 def test_a_few_values_are_multiclass_in_order_of_number_or_alphabet() -> None:
     assert parse(["2", "10", "1"])[0].classes == ("1", "2", "10")
     endpoint, coded, _ = parse(["IIIb", "I", "II", "I"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from clear.atomic import OutputError
 from clear.errors import InputError
 from clear.plan import COLUMNS, plan_rows, plan_table, plan_text, read_plan, select_series, summary, to_json, write_plan
 from clear.scans import Scan
@@ -105,9 +108,21 @@ def test_a_plan_cannot_lead_out_of_its_folder(tmp_path: Path, file: str) -> None
         read_plan(tmp_path / "x.parquet")
 
 
-def test_a_plan_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be written"):
+def test_a_plan_that_cannot_be_written_says_why_and_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError, match=r"its folder .*gone does not exist"):
         write_plan(some(tmp_path), tmp_path / "gone" / "x.parquet")
+    write_plan(some(tmp_path), tmp_path / "x.parquet")
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"x\.parquet: the disk is full"):
+        write_plan(some(tmp_path)[:1], tmp_path / "x.parquet")
+    assert len(read_plan(tmp_path / "x.parquet")) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
 
 
 def test_the_table_has_its_columns_also_without_rows() -> None:

@@ -327,3 +327,22 @@ def test_every_reason_is_explained_to_users() -> None:
     assert {"time_series", "not_hu", "duplicate_positions", "mixed_patients"} <= reasons
     page = (package.parent / "docs" / "reading-scans.md").read_text()
     assert sorted(reason for reason in reasons if reason not in page) == []
+
+
+def test_a_folder_that_cannot_be_opened_is_a_row_and_no_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("locked", "open"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "a.npz", ct=np.arange(-12, 12, dtype=np.int16).reshape(2, 3, 4))
+    real = os.scandir
+
+    def deny(path):  # type: ignore[no-untyped-def]
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    locked, used = find_scans(tmp_path, cache=False)
+    assert (locked.scan_id, locked.reason, used.scan_id) == ("locked/", "unreadable_folder", "open/a")
+    assert locked.refusal == "locked/: the folder cannot be opened. Check access rights"

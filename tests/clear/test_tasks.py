@@ -26,7 +26,7 @@ def test_every_task_is_complete_and_turns_into_json(name: str) -> None:
 def test_the_paper_preset_holds_the_papers_numbers() -> None:
     paper = PRESETS["paper"]
     assert (paper.lr, paper.batch, paper.epochs, paper.patience, paper.dropout) == (1e-4, 128, 32, 8, 0.5)
-    assert paper.min_steps == 0
+    assert (paper.min_steps, paper.only_if_short) == (500, True)  # its numbers wherever they make 500 steps
     assert PRESETS["adaptive"].min_steps == 500
 
 

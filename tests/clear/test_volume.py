@@ -174,3 +174,11 @@ def test_only_ct_has_hu() -> None:
         _ = volume.hu
     with pytest.raises(ValueError, match="int16"):
         Volume.from_stack(np.zeros((2, 2, 2), np.float32), geometry, "CT")
+
+
+def test_small_deviations_that_add_up_are_uneven() -> None:
+    z = np.concatenate([[0.0], np.cumsum([1.0] * 100 + [1.018] * 100)])  # each gap within 2 % of the median
+    geometry = stack_geometry([(0, 0, v) for v in z], (1, 0, 0), (0, 1, 0), (2, 2), (1, 1))
+    volume = Volume.from_stack(np.zeros((201, 2, 2), np.int16), geometry, "CT")
+    assert not volume.has_even_gaps  # an affine would put the middle slice almost a millimetre off
+    assert geometry.remarks == ("uneven spacing: 1.00 to 1.02 mm, median 1.01 mm",)

@@ -101,6 +101,7 @@ def make_scans(folder: Path, n: int = 6, *, slices: int = 5, modality: str = "CT
                 plane="axial",
                 n_slices=n_slices,
                 shape=(12, 10),
+                spacing_mm=(2.5, 0.8, 0.8),
                 source=file,
                 files=(file,),
                 root=folder,

@@ -19,7 +19,7 @@ from clear.errors import ClearError, InputError, ScanRefused
 from clear.scans import Scan
 from clear.windows import ABDOMEN, CT_DEFAULT, LUNG
 from extract import extract, merge
-from extract.quality import read_quality
+from extract.quality import quality_rows, read_quality
 
 
 def content(path: Path) -> str:
@@ -257,6 +257,7 @@ def test_another_identity_is_refused_unless_it_may_be_replaced(tmp_path: Path, r
         run(tmp_path / "f.h5", windows=[LUNG])
     with pytest.raises(InputError, match="dtype"):
         run(tmp_path / "f.h5", dtype="float32")
+    assert names(tmp_path) == {"f.h5", "f.qc.csv"}
     result = run(tmp_path / "f.h5", windows=[LUNG], overwrite=True)
     assert result.new == 6
     assert Bags(tmp_path / "f.h5").windows == (LUNG,)
@@ -318,7 +319,7 @@ def test_two_runs_on_one_output_do_not_meet(tmp_path: Path, run, reader):
 
 def test_mixed_modalities_ask_for_a_choice(tmp_path: Path, run, scans, cohort_of):
     mixed = [*scans, *cohort_of(tmp_path / "mr", 2, modality="MR", prefix="mr")]
-    with pytest.raises(InputError, match=r"several modalities \(6 CT, 2 MR\).*modality = 'CT'.*--window"):
+    with pytest.raises(InputError, match=r"several modalities \(6 CT, 2 MR\).*modality = 'CT'.*--window.*--modality"):
         run(tmp_path / "f.h5", scans=mixed)
     assert run(tmp_path / "f.h5", scans=mixed, windows=[ABDOMEN]).done == 8
 
@@ -463,3 +464,23 @@ def test_an_output_that_cannot_be_one_is_refused(tmp_path: Path, run, encoder_of
         with pytest.raises(ClearError, match=said):
             run(tmp_path / name, **change)
     assert (tmp_path / "mine.zarr" / "thesis.txt").exists()
+
+
+def test_spacing_that_the_files_do_not_say_is_stored_as_unknown(tmp_path: Path, run, scans):
+    run(tmp_path / "f.h5", scans=[replace(scans[0], spacing_mm=None), *scans[1:]])
+    with Bags(tmp_path / "f.h5") as bags:
+        assert np.isnan(bags.row("scan-000").spacing_mm).all()  # the volume's own steps are nominal
+        assert bags.scans["spacing_mm"].to_list()[:2] == [[None, None, None], [2.5, 0.8, 0.8]]
+
+
+def test_series_that_claim_one_id_have_a_row_each_in_the_record(tmp_path: Path, run, scans):
+    twice = [
+        replace(scans[0], scan_id="a", source=name, verdict="refused", reason="ambiguous_scan_id", message="two")
+        for name in ("a.nii", "a.nrrd")
+    ]
+    result = run(tmp_path / "f.h5", scans=[*twice, *scans[1:]])
+    assert result.refused == 2
+    assert [row.source for row in quality_rows(tmp_path / "f.qc.csv")][:2] == ["a.nii", "a.nrrd"]
+    run(tmp_path / "s.h5", scans=[*twice, *scans[1:]], shard=(1, 1))
+    assert merge(tmp_path / "s.h5").refused == 2
+    assert [row.source for row in quality_rows(tmp_path / "s.qc.csv")][:2] == ["a.nii", "a.nrrd"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clear.errors import InputError
-from extract.quality import QualityRow, quality_path, read_quality, write_quality
+from extract.quality import QualityRow, quality_path, quality_rows, read_quality, write_quality
 
 
 def test_rows_come_back_as_written_and_sorted(tmp_path: Path):
@@ -39,3 +39,9 @@ def test_no_record_is_an_empty_one_and_another_file_is_refused(tmp_path: Path):
 def test_the_record_lies_beside_the_bag_file():
     assert quality_path(Path("x/feats.h5")) == Path("x/feats.qc.csv")
     assert quality_path(Path("x/feats.zarr")) == Path("x/feats.qc.csv")
+
+
+def test_series_that_claim_one_id_keep_a_row_each(tmp_path: Path):
+    rows = [QualityRow(scan_id="a", source=name, status="refused", reason="ambiguous_scan_id") for name in "yx"]
+    write_quality(tmp_path / "f.qc.csv", rows)
+    assert [row.source for row in quality_rows(tmp_path / "f.qc.csv")] == ["x", "y"]

@@ -123,3 +123,10 @@ def test_cut_gzip_ends_in_an_error(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(RNG.bytes(100_000))[:-5000])
     with pytest.raises(EOFError):
         list(blocks(path, 0, "gzip"))
+
+
+def test_numbers_that_float32_cannot_hold_are_not_finite_values() -> None:
+    array = np.array([[[1e300, 2.0], [-1e300, 5.0]]])
+    values, remarks = values_of(array, "MR")
+    assert values.tolist() == [[[2.0, 2.0], [2.0, 5.0]]]
+    assert remarks == ("2 voxels are not finite: painted as the lowest value",)

@@ -161,3 +161,24 @@ def test_real_values_are_those_of_simpleitk(shared_data: Path, name: str) -> Non
     signs = [np.sign(grid.affine[2 - axis, axis]) for axis in range(3)]
     flipped = array[tuple(slice(None, None, int(sign)) for sign in signs)]
     assert_array_equal(volume.voxels, flipped)
+
+
+def test_a_damaged_header_is_refused_without_a_word_of_the_library(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.mha"
+    path.write_bytes(b"NDims = 3\ndimsize = 2 2 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n" + bytes(16))
+    with pytest.raises(ScanRefused, match="header"):
+        read_grid(path, "a.mha")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_line_skip_that_is_no_number_is_a_bad_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(
+        b"NRRD0004\ntype: short\ndimension: 3\nsizes: 2 2 2\nencoding: raw\nendian: little\nline skip: x\n\n"
+        + bytes(16)
+    )
+    with pytest.raises(ScanRefused) as caught:
+        read_grid(path, "a.nrrd")
+    assert caught.value.reason == "bad_header"

@@ -147,6 +147,9 @@ def test_metadata_that_lie_are_refused(tmp_path: Path) -> None:
         (".zattrs", lambda meta: datasets(meta).update(path="../../.."), "bad_header"),
         (".zattrs", lambda meta: datasets(meta).update(path="gone"), "truncated_pixel_data"),
         (".zattrs", lambda meta: meta.update(multiscales=[]), "bad_header"),
+        (".zattrs", lambda meta: meta["multiscales"][0].update(axes=3), "bad_header"),
+        (".zattrs", lambda meta: datasets(meta).update(coordinateTransformations=1.5), "bad_header"),
+        ("0/.zarray", lambda meta: meta.update(filters=["x"]), "bad_header"),
         (".zattrs", lambda meta: meta["multiscales"][0].update(axes=["x", "y", "z"]), "not_a_volume"),
         (
             ".zattrs",

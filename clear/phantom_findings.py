@@ -1,10 +1,12 @@
 """Planted findings: what they are, where they may lie, and how they change a plane.
 
-Focal findings are balls: a lung nodule (6 to 14 mm, solid), a liver lesion (10 to 25 mm, darker than the liver) and a
-bone lesion (8 to 15 mm, in vertebral bodies and ribs, lytic or sclerotic). A positive patient has several of a kind,
-like metastases, but all in two or three neighbouring slices, so that the rest of the scan is healthy; each is centred
-within 1.5 mm of a slice, so that thin sampling does not hide it. Emphysema (holes of air, most of them above) and
-effusion (a crescent of fluid in the dependent pleural space) are spread over many slices.
+Focal findings are clusters of balls: lung nodules (9 to 18 mm, solid), liver lesions (20 to 42 mm, near the density of
+water) and bone lesions (24 to 44 mm, lytic masses of soft tissue that break out of vertebrae and ribs). A positive
+patient has ten or more of a kind, like metastases, but all of them in two neighbouring slices, so that the rest of the
+scan is healthy and the mean over slices hardly moves; each is centred within 1.5 mm of a slice, so that thin sampling
+does not hide it. They are large enough for the untrained encoder that comes with the package to see them in a slice.
+Emphysema (holes of air, most of them above) and effusion (a crescent of fluid in the dependent pleural space) are
+spread over many slices.
 
 Look-alikes are drawn in everybody, and so carry no label: vessels and airways in lung and liver, calcified
 granulomas below 4 mm, the gallbladder, discs between vertebrae, and patient-to-patient differences in the density of
@@ -22,11 +24,10 @@ from numpy.typing import NDArray
 from clear.phantom_anatomy import SPINE_Y, Anatomy
 
 FINDINGS = ("lung_nodule", "emphysema", "effusion", "liver_lesion", "bone_lesion")
-DIAMETER_MM = {"lung_nodule": (6.0, 14.0), "liver_lesion": (10.0, 25.0), "bone_lesion": (8.0, 15.0)}
-COUNT = {"lung_nodule": (6, 12), "liver_lesion": (5, 9), "bone_lesion": (5, 9)}  # both ends included
+DIAMETER_MM = {"lung_nodule": (9.0, 18.0), "liver_lesion": (20.0, 42.0), "bone_lesion": (24.0, 44.0)}
+COUNT = {"lung_nodule": (20, 32), "liver_lesion": (10, 16), "bone_lesion": (10, 16)}  # both ends included
 # how many neighbouring slices hold a patient's balls
-CLUSTER_SLICES = {"lung_nodule": 2, "liver_lesion": 2, "bone_lesion": 3}
-LYTIC = 0.3  # share of the patients with bone lesions whose lesions are lytic, not sclerotic
+CLUSTER_SLICES = {"lung_nodule": 2, "liver_lesion": 2, "bone_lesion": 2}
 DEPTH_MM = {"lung_nodule": 2.0, "liver_lesion": 2.0}  # least healthy organ around a ball; bone lesions break out
 SLICE_OFFSET_MM = 1.5
 TRIES = 600
@@ -90,13 +91,13 @@ def plant(
     emphysema = None
     if "emphysema" in findings:
         rng = stream("emphysema")
-        emphysema = Emphysema(fraction=float(rng.uniform(0.18, 0.4)), hole_mm=float(rng.uniform(3.5, 6)))
+        emphysema = Emphysema(fraction=float(rng.uniform(0.3, 0.5)), hole_mm=float(rng.uniform(3.5, 6)))
     effusions = []
     if "effusion" in findings:
         rng = stream("effusion")
         sides = ((-1,), (1,), (-1, 1))[int(rng.integers(3))]
         effusions = [
-            Effusion(side, float(rng.uniform(10, 30)), float(rng.uniform(60, 110)), float(rng.uniform(2, 18)))
+            Effusion(side, float(rng.uniform(22, 48)), float(rng.uniform(80, 130)), float(rng.uniform(2, 18)))
             for side in sides
         ]
     return Planted(tuple(balls), emphysema, tuple(effusions), _granulomas(anatomy, slice_z_mm, stream("granuloma")))
@@ -107,7 +108,6 @@ def _balls(anatomy: Anatomy, finding: str, slice_z_mm: NDArray[np.float64], rng:
     low, high = COUNT[finding]
     run = CLUSTER_SLICES[finding]
     wanted = int(rng.integers(low, high + 1))
-    lytic = bool(rng.random() < LYTIC)
     best: list[Ball] = []
     for start in rng.permutation(max(len(slice_z_mm) - run + 1, 1)):
         balls: list[Ball] = []
@@ -117,7 +117,7 @@ def _balls(anatomy: Anatomy, finding: str, slice_z_mm: NDArray[np.float64], rng:
                 continue
             if any(np.linalg.norm(np.subtract(centre, b.centre_mm)) < radius + b.radius_mm + 3 for b in balls):
                 continue
-            balls.append(Ball(finding, centre, radius, *_density(anatomy, finding, lytic, rng)))
+            balls.append(Ball(finding, centre, radius, *_density(anatomy, finding, rng)))
             if len(balls) == wanted:
                 return balls
         best = max(best, balls, key=len)
@@ -128,13 +128,13 @@ def _balls(anatomy: Anatomy, finding: str, slice_z_mm: NDArray[np.float64], rng:
     return best
 
 
-def _density(anatomy: Anatomy, finding: str, lytic: bool, rng: np.random.Generator) -> tuple[float, float]:
+def _density(anatomy: Anatomy, finding: str, rng: np.random.Generator) -> tuple[float, float]:
     """HU and softness of the edge in mm."""
     if finding == "lung_nodule":
         return float(rng.uniform(30, 80)), 0.0
     if finding == "liver_lesion":
-        return anatomy.hu["liver"] - float(rng.uniform(55, 80)), 1.0
-    return (float(rng.uniform(25, 55)) if lytic else float(rng.uniform(750, 1000))), 0.5
+        return anatomy.hu["liver"] - float(rng.uniform(90, 120)), 1.0
+    return float(rng.uniform(25, 55)), 0.5
 
 
 def _somewhere(

@@ -120,7 +120,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "paper": Preset("paper", min_steps=500, only_if_short=True, class_weights="balanced"),
-        "adaptive": Preset("adaptive", min_steps=500),
+        "adaptive": Preset("adaptive", lr=3e-4, min_steps=500),
     }
 )
 

@@ -168,7 +168,8 @@ def peak_memory(folder: Path, scans: int) -> float:
 def main() -> None:
     """Print the table of ratios."""
     print(
-        f"\nextraction: {SLICES} slices of 512 x 512, one window, batch {DEFAULT_BATCH}, {torch.get_num_threads()} threads"
+        f"\nextraction: {SLICES} slices of 512 x 512, one window, batch {DEFAULT_BATCH}, "
+        f"{torch.get_num_threads()} threads"
     )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "series"

@@ -53,6 +53,7 @@ class EncoderCard:
     field_of_view_mm: side of the square cut from the slice's centre; None for the whole slice.
     pooling: `mean_norm` (final norm of the spatial mean), `class_token` (after the final norm), `mean`.
     positions: how position embeddings reach another input size, `native` where they need not.
+    bfloat16: whether embeddings in bfloat16 stay within 5 % of float32 once a scan's mean is gone; else it is refused.
     ignored: prefixes of checkpoint tensors that are no part of the encoder (its classifier).
     windows, modalities, planes: what it was trained for; empty for anything.
     trained_on: one line that every output repeats.
@@ -72,6 +73,7 @@ class EncoderCard:
     field_of_view_mm: float | None = None
     pooling: Pooling = "class_token"
     positions: Literal["native", "dinov2"] = "native"
+    bfloat16: bool = True
     ignored: tuple[str, ...] = ()
     windows: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()

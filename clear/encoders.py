@@ -78,6 +78,7 @@ _ENTRIES = (
         source=WeightSource("bundled", "mambaout-lecl", "weights.safetensors", size_mb=11.6, verified=True),
         trained_on="untrained random weights: for trying the software out, not for any conclusion",
         input_size=128,
+        bfloat16=False,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         resize="bilinear",

@@ -73,7 +73,7 @@ class Encoder:
         self.dim = card.dim
         self.weights_note = weights_note
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
+        self.precision = choose_precision(precision, self.device, card)
         self.digest = card.digest(digest_of(network))
         self.network = network.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own signature
 
@@ -171,13 +171,18 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32. Raises InputError otherwise."""
+def choose_precision(precision: str, device: torch.device, card: EncoderCard) -> str:
+    """`auto` is bfloat16 where the hardware multiplies it natively and the card allows it, else float32.
+
+    Raises InputError for another word, and for bfloat16 with an encoder whose features it would spoil.
+    """
     if precision not in ("auto", "float32", "bfloat16"):
         raise InputError(f"--precision {precision}: expected auto, float32 or bfloat16")
+    if precision == "bfloat16" and not card.bfloat16:
+        raise InputError(f"--precision bfloat16: encoder {card.name} loses too much in it; use float32")
     if precision != "auto":
         return precision
-    return "bfloat16" if has_native_bfloat16(device) else "float32"
+    return "bfloat16" if card.bfloat16 and has_native_bfloat16(device) else "float32"
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

@@ -12,9 +12,9 @@ are the training fold's negatives over positives (the released code has this rat
 fewer than 500 steps (below about 2,000 training scans) they would end a fit before it has learnt anything; there batch
 and epochs adapt as in `adaptive`.
 
-`adaptive` keeps those numbers where the cohort is large enough for them and otherwise shrinks the batch and adds
-epochs, so that at least 500 optimiser steps are made before early stopping can end a fit; it weighs no class, so that
-its scores stay probabilities.
+`adaptive` is for cohorts of any size: learning rate 3e-4, and where the cohort is too small for the paper's batch and
+epochs a smaller batch and more of them, so that at least 500 optimiser steps are made before early stopping can end a
+fit; it weighs no class, so that its scores stay probabilities.
 """
 
 from __future__ import annotations

@@ -6,15 +6,20 @@ python -m pretrain.initialise clear/weights/mambaout-lecl
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from clear.backbones import build
 from clear.card import EncoderCard
 from clear.encoders import ENCODERS
+from clear.frozen import Encoder
+from clear.phantoms import draw_patient
+from clear.volume import Volume
 from pretrain.export import export_encoder
 
 
@@ -95,10 +100,28 @@ def _bias(module: nn.Conv2d | nn.Linear) -> torch.Tensor:
     return module.bias
 
 
+def centre_embeddings(network: nn.Module, card: EncoderCard, volumes: Sequence[Volume]) -> None:
+    """Shift and scale the final norm so that each embedding value has mean 0 and deviation 1 over these volumes.
+
+    A random network gives every slice nearly the same embedding, which half precision then rounds away. This is the
+    data-dependent start of Krähenbühl et al. 2016; it learns nothing but two numbers a value.
+    """
+    encoder = Encoder(card, network, "", device="cpu", precision="float32")
+    embeddings = torch.from_numpy(np.concatenate([encoder.encode(volume) for volume in volumes]))
+    norm: Any = network.get_submodule("network.head.norm")
+    with torch.no_grad():
+        deviation = embeddings.std(0)
+        norm.bias.sub_(embeddings.mean(0)).div_(deviation)
+        norm.weight.div_(deviation)
+
+
 def main(folder: str) -> None:
-    """Write the untrained `mambaout-lecl` to `folder`."""
+    """Write the untrained `mambaout-lecl` to `folder`, its embeddings centred on three synthetic patients."""
     card = ENCODERS["mambaout-lecl"]
-    print(export_encoder(card, filter_bank_network(card), Path(folder), half=True))
+    network = filter_bank_network(card)
+    patients = [draw_patient(seed=10_000, index=index, matrix=256, slices=14) for index in range(3)]
+    centre_embeddings(network, card, [patient.series[0].volume for patient in patients])
+    print(export_encoder(card, network, Path(folder), half=True))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from PIL import Image
 from clear.encoders import ENCODERS
 from clear.slices import prepare, square_margins
 
-CARD = replace(ENCODERS["mambaout-lecl"], mean=(0.0,) * 3, std=(1.0,) * 3)
+CARD = replace(ENCODERS["mambaout-lecl"], input_size=224, mean=(0.0,) * 3, std=(1.0,) * 3)
 WINDOW = (-175.0, 275.0)
 
 

@@ -212,8 +212,10 @@ def bags_info(file: Annotated[Path, typer.Argument(help="A bag file.")]) -> None
     """What a bag file holds: encoder, windows, scans, and what its weights are."""
     from clear.bags import bags_info as info
 
-    for key, value in info(file).items():
-        print(f"{key:<16}{value}")
+    rows = info(file)
+    width = max(map(len, rows)) + 2
+    for key, value in rows.items():
+        print(f"{key:<{width}}{value}")
 
 
 @bags_app.command("validate")

@@ -25,7 +25,7 @@ from clear.windows import ABDOMEN
 from extract import extract
 from pretrain.initialise import random_network
 
-SLICES = 48
+SLICES = 24
 ROUNDS = 3
 
 

@@ -39,7 +39,37 @@ def prepare(
 
     What lies outside the slice, once it is made square, is air in CT and the window's lower end elsewhere.
     """
-    air = float(AIR_HU) if is_ct else None
+    # a processor works through one slice at a time, which stays in its cache; a GPU takes them all at once
+    step = 1 if slices.device.type == "cpu" else len(slices)
+    grey = torch.cat(
+        [
+            _grey(
+                slices[i : i + step],
+                limits,
+                pixel_spacing_mm,
+                card,
+                is_ct,
+                None if padding is None else padding[i : i + step],
+            )
+            for i in range(0, len(slices), step)
+        ]
+    )
+    mean = torch.tensor(card.mean, device=grey.device).view(1, -1, 1, 1)
+    std = torch.tensor(card.std, device=grey.device).view(1, -1, 1, 1)
+    shape = (len(grey), card.channels, card.input_size, card.input_size)
+    out = torch.empty(shape, device=grey.device, memory_format=torch.channels_last)
+    return torch.sub(grey, mean, out=out).div_(std)
+
+
+def _grey(
+    slices: Tensor,
+    limits: Sequence[tuple[float, float]],
+    pixel_spacing_mm: tuple[float, float],
+    card: EncoderCard,
+    is_ct: bool,
+    padding: Tensor | None,
+) -> Tensor:
+    """(n, Y, X) values to (n * windows, 1, S, S) in [0, 1]."""
     values = slices.float()
     if padding is not None and bool((padding[:, 0] <= padding[:, 1]).any()):
         first, last = (padding[:, i].to(values)[:, None, None] for i in (0, 1))
@@ -47,13 +77,10 @@ def prepare(
     planes = []
     for low, high in limits:
         scale = 1.0 / (high - low)
-        windowed = ((values - low) * scale).clamp_(0.0, 1.0)
-        beyond = 0.0 if air is None else min(max((air - low) * scale, 0.0), 1.0)
+        windowed = values.sub(low).mul_(scale).clamp_(0.0, 1.0)
+        beyond = min(max((AIR_HU - low) * scale, 0.0), 1.0) if is_ct else 0.0
         planes.append(_resize(_square(windowed, pixel_spacing_mm, card.field_of_view_mm, beyond), card))
-    grey = torch.stack(planes, dim=1).flatten(0, 1)[:, None]  # (n * windows, 1, S, S)
-    mean = torch.tensor(card.mean, device=grey.device).view(1, -1, 1, 1)
-    std = torch.tensor(card.std, device=grey.device).view(1, -1, 1, 1)
-    return ((grey - mean) / std).contiguous(memory_format=torch.channels_last)
+    return torch.stack(planes, dim=1).flatten(0, 1)[:, None]
 
 
 def square_margins(

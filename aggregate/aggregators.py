@@ -100,7 +100,7 @@ class Aggregator(nn.Module):
 
     def logits_of_prepared(self, rows: Tensor, offsets: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, n_out) from packed rows of a prepared source; keep: of these bags, from `draw_dropout`, in training."""
-        raise NotImplementedError
+        raise NotImplementedError  # each aggregator has its own
 
     def forward(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """(logits (B, n_out), attention (ΣK,)) from packed features (ΣK, d) and offsets (B + 1,)."""

@@ -175,7 +175,7 @@ def _source(files: Sequence[str]) -> str:
         return files[0]
     parents = [PurePosixPath(file).parts[:-1] for file in files]
     shared = []
-    for parts in zip(*parents, strict=False):
+    for parts in zip(*parents, strict=False):  # folders lie at different depths
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])

@@ -51,7 +51,7 @@ types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## speed and memory, as ratios in one run
-	$(BIN)/python -m tests.bench
+	$(BIN)/python tests/bench
 
 weights: $(STAMP)  ## write the weights that come with the package
 	$(BIN)/python -m pretrain.initialise clear/weights/mambaout-lecl

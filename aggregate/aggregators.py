@@ -86,8 +86,12 @@ class Aggregator(nn.Module):
         """What of a source the standardised part of the model sees: its rows, or one row a bag."""
         return source
 
-    def prepare(self, source: RowSource) -> RowSource:
-        """A reduced source, standardised; for `logits_of_prepared`."""
+    def prepare(self, source: RowSource, precision: str = "float32") -> RowSource:
+        """A reduced source, standardised; for `logits_of_prepared`.
+
+        precision: `bfloat16` lets a model whose products are large take them in it while it trains; the rest stays, and
+        so do the scores that count (`predict`), in float32.
+        """
         return source.scaled(self.mean, self.scale)
 
     def draw_dropout(self, bags: int) -> Tensor:
@@ -116,6 +120,9 @@ class ABMIL(Aggregator):
         self.attention_hidden = nn.Linear(HIDDEN, HIDDEN)
         self.attention_score = nn.Linear(HIDDEN, 1)
         self.head = Head(n_out, dropout)
+
+    def prepare(self, source: RowSource, precision: str = "float32") -> RowSource:
+        return source.scaled(self.mean, self.scale, torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
     def _weights(self) -> Weights:
         layers = (self.project, self.attention_hidden, self.attention_score)

@@ -34,7 +34,7 @@ def attention_pool(rows: Tensor, offsets: Tensor, weights: Weights) -> tuple[Ten
 
 
 def fused_attention_pool(rows: Tensor, offsets: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """The same as `attention_pool`; the attention is returned without gradient."""
+    """The same as `attention_pool`; the attention is returned without gradient. rows: float32 or bfloat16."""
     z, attention = _AttentionPool.apply(rows, offsets, *weights)
     return z, attention
 
@@ -43,6 +43,8 @@ class _AttentionPool(torch.autograd.Function):
     """With s = sigmoid(2 u), tanh(u) is 2 s - 1 and its derivative 4 s (1 - s).
 
     So only s is ever formed (in a third of tanh's time), and what is constant in it moves into the small weights.
+    Rows in bfloat16 make the matrix products and what is as large as they are bfloat16; everything the size of a bag
+    or of a weight (softmax, sums over instances, gradients) stays in the weights' own precision.
     """
 
     @staticmethod
@@ -57,12 +59,14 @@ class _AttentionPool(torch.autograd.Function):
         score: Tensor,
         score_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        h = torch.addmm(bias, rows, project.t()).relu_()
-        s = torch.addmm(2 * hidden_bias, h, 2 * hidden.t()).sigmoid_()
-        scores = torch.addmv(score_bias - score.sum(), s, 2 * score[0])
+        kind, wide = rows.dtype, project.dtype
+        h = torch.addmm(bias.to(kind), rows, project.t().to(kind)).relu_()
+        s = torch.addmm((2 * hidden_bias).to(kind), h, (2 * hidden.t()).to(kind)).sigmoid_()
+        scores = torch.mv(s, (2 * score[0]).to(kind)).to(wide) + (score_bias - score.sum())
         bounds = offsets.tolist()
         attention = torch.cat([scores[a:b].softmax(0) for a, b in pairwise(bounds)])
-        z = torch.stack([attention[a:b] @ h[a:b] for a, b in pairwise(bounds)])
+        weights = attention.to(kind)
+        z = torch.stack([weights[a:b] @ h[a:b] for a, b in pairwise(bounds)]).to(wide)
         ctx.save_for_backward(rows, project, hidden, score, h, s, attention)
         ctx.bounds = bounds
         ctx.mark_non_differentiable(attention)
@@ -71,22 +75,24 @@ class _AttentionPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, project, hidden, score, h, s, attention = ctx.saved_tensors
-        dz = gradients[0]
+        kind, wide = rows.dtype, project.dtype
+        dz = gradients[0].to(kind)
         d_scores = torch.empty_like(attention)
         d_h = torch.empty_like(h)
         for bag, (a, b) in enumerate(pairwise(ctx.bounds)):
             weight = attention[a:b]
-            d_attention = h[a:b] @ dz[bag]
+            d_attention = (h[a:b] @ dz[bag]).to(wide)
             d_scores[a:b] = weight * (d_attention - weight @ d_attention)  # the softmax's Jacobian
-            torch.outer(weight, dz[bag], out=d_h[a:b])
-        d_score = (2 * (d_scores @ s) - d_scores.sum())[None]
-        d_u = torch.addcmul(s, s, s, value=-1).mul_(d_scores[:, None])  # times `gain`, column by column
+            torch.outer(weight.to(kind), dz[bag], out=d_h[a:b])
+        d_score = (2 * (d_scores.to(kind) @ s).to(wide) - d_scores.sum())[None]
+        d_u = torch.addcmul(s, s, s, value=-1).mul_(d_scores.to(kind)[:, None])  # times `gain`, column by column
         gain = 4 * score[0]
-        d_hidden, d_hidden_bias = gain[:, None] * (d_u.t() @ h), gain * d_u.sum(0)
-        d_h.addmm_(d_u, gain[:, None] * hidden)
+        d_hidden = gain[:, None] * (d_u.t() @ h).to(wide)
+        d_hidden_bias = gain * d_u.sum(0, dtype=wide)
+        d_h.addmm_(d_u, (gain[:, None] * hidden).to(kind))
         torch.ops.aten.threshold_backward.grad_input(d_h, h, 0.0, grad_input=d_h)
-        d_project, d_bias = d_h.t() @ rows, d_h.sum(0)
-        d_rows = d_h @ project if ctx.needs_input_grad[0] else None
+        d_project, d_bias = (d_h.t() @ rows).to(wide), d_h.sum(0, dtype=wide)
+        d_rows = d_h @ project.to(kind) if ctx.needs_input_grad[0] else None
         return d_rows, None, d_project, d_bias, d_hidden, d_hidden_bias, d_score, d_scores.sum()[None]
 
 

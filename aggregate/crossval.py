@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from aggregate.aggregators import AGGREGATORS, Aggregator, build_aggregator, predict
 from aggregate.cohort import Cohort, build_cohort, choose_windows
-from aggregate.fit import Fitted, Plan, fit
+from aggregate.fit import Fitted, Plan, fit, training_precision
 from aggregate.folds import Folds, make_folds, read_folds
 from aggregate.packed import RowSource
 from aggregate.run import (
@@ -99,6 +99,7 @@ def train(
     patients: Path | str | None = None,
     patient_pattern: str | None = None,
     device: str = "auto",
+    precision: str = "auto",
     overwrite: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -108,6 +109,7 @@ def train(
     that lie beside the bag file for the task are used; the joined labels of a task are kept there. folds:
     patient-grouped folds, the task's number by default; folds_file: read them instead. epochs, batch, lr, ...: in place
     of the preset's (`clear.tasks.PRESETS`); giving epochs or batch switches its adaptation to small cohorts off.
+    precision: of training's matrix products, `auto`, float32 or bfloat16; scores are always computed in float32.
     output: a new folder; `runs/<task>-<aggregator>-<bag file>` by default. Raises ClearErrors, all of them before
     training but for a loss that diverges.
     """
@@ -126,6 +128,7 @@ def train(
         standardise=standardise,
     )
     place = check_device(device)
+    exactness = training_precision(precision, place)
     with ExitStack() as stack:
         opened = bags if isinstance(bags, Bags) else stack.enter_context(Bags(bags))
         name = f"{chosen_task.name}-{aggregator}-{opened.path.stem}".replace("/", "_")
@@ -152,7 +155,8 @@ def train(
         with new_run_folder(path, overwrite) as folder:
             table.write(folder / "folds.csv")
             record = _record(opened, chosen_task, known, joined, cohort, table, settings, used, [*kept, *noted])
-            record |= {"aggregator": aggregator, "seed": seed, "device": place, "threads": torch.get_num_threads()}
+            record |= {"aggregator": aggregator, "seed": seed, "device": place, "precision": exactness}
+            record["threads"] = torch.get_num_threads()
             record["arguments"] = {
                 "labels": _file(labels),
                 "id_column": id_column,
@@ -161,7 +165,7 @@ def train(
                 "patient_pattern": patient_pattern,
                 "folds_file": _file(folds_file),
             }
-            _run_folds(folder, opened, cohort, table, aggregator, settings, seed, place, record, progress)
+            _run_folds(folder, opened, cohort, table, aggregator, settings, seed, place, exactness, record, progress)
     return Run(path)
 
 
@@ -176,6 +180,7 @@ def fit_fold(
     preset: Preset,
     seed: int = 0,
     device: str = "cpu",
+    precision: str = "auto",
     on_epoch: Any = None,
 ) -> FoldResult:
     """One fold of a cross-validation on its own: the same numbers as within the whole run."""
@@ -193,6 +198,7 @@ def fit_fold(
         preset,
         (seed, repeat, fold),
         device=device,
+        precision=training_precision(precision, device),
         on_epoch=on_epoch,
     )
     logits, attention = predict(fitted.model, rows, split["test"])
@@ -272,6 +278,7 @@ def _run_folds(
     preset: Preset,
     seed: int,
     device: str,
+    precision: str,
     record: dict[str, Any],
     progress: bool,
 ) -> None:
@@ -302,6 +309,7 @@ def _run_folds(
                 preset=preset,
                 seed=seed,
                 device=device,
+                precision=precision,
                 on_epoch=on_epoch,
             )
             name = fold_name(repeat, fold)

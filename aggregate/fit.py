@@ -23,6 +23,7 @@ from aggregate.packed import TILE_ROWS, RowSource, tiles
 from aggregate.targets import Targets, loss_sum
 from aggregate.workers import Workers, workers
 from clear.errors import InputError
+from clear.frozen import has_native_bfloat16
 from clear.tasks import Preset
 
 STEPS_AN_EPOCH = 8  # that a small cohort gets at least, where bags allow
@@ -76,12 +77,14 @@ def fit(
     seed: Sequence[int],
     *,
     device: str = "cpu",
+    precision: str = "float32",
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fitted:
     """A fresh model fitted on the bags `train`, stopped by the loss on the bags `inner`.
 
     AdamW at a constant learning rate. The epoch with the lowest inner loss gives the weights, as copies. build: makes
-    the model from (d, n_out, dropout). Raises ValueError when the two sets meet, InputError when the loss diverges.
+    the model from (d, n_out, dropout). precision: of the large matrix products, float32 or bfloat16 (see
+    `training_precision`). Raises ValueError when the two sets meet, InputError when the loss diverges.
     """
     if np.intersect1d(train, inner).size:
         raise ValueError("a bag both trains and stops the training")
@@ -95,7 +98,7 @@ def fit(
         reduced = model.reduce(source)
         if preset.standardise:
             model.fit_scale(reduced, train)
-        prepared = model.prepare(reduced)
+        prepared = model.prepare(reduced, precision)
         optimiser = torch.optim.AdamW(model.parameters(), lr=preset.lr, weight_decay=preset.weight_decay, fused=True)
         weights = targets.class_weights(train) if preset.class_weights == "balanced" else None
         codes = torch.tensor(targets.codes, dtype=torch.float32, device=device)
@@ -123,6 +126,21 @@ def fit(
     model.load_state_dict(best)
     model.eval()
     return Fitted(model, history, best_epoch, steps, plan)
+
+
+def training_precision(precision: str, device: str) -> str:
+    """`auto` is bfloat16 on a processor that multiplies it natively, else float32 (a GPU has no need of less).
+
+    Raises InputError for another word, and for bfloat16 on a GPU.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"--precision {precision}: expected auto, float32 or bfloat16")
+    on_cpu = torch.device(device).type == "cpu"
+    if precision == "bfloat16" and not on_cpu:
+        raise InputError("--precision bfloat16: training in it is for processors; a GPU trains in float32")
+    if precision != "auto":
+        return precision
+    return "bfloat16" if on_cpu and has_native_bfloat16(torch.device(device)) else "float32"
 
 
 def run_epoch(

@@ -36,7 +36,7 @@ class RowSource(Protocol):
         ...
 
     def take(self, bags: Sequence[int] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """(rows (ΣK, d) float32, offsets (len(bags) + 1,) int64) of these bags, in this order."""
+        """(rows (ΣK, d), offsets (len(bags) + 1,) int64) of these bags, in this order; float32 unless `scaled`."""
         ...
 
     def moments(self, bags: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -47,8 +47,8 @@ class RowSource(Protocol):
         """The same bags, each as one row: its mean."""
         ...
 
-    def scaled(self, mean: Tensor, scale: Tensor) -> RowSource:
-        """The same bags with every row as (row - mean) * scale."""
+    def scaled(self, mean: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> RowSource:
+        """The same bags with every row as (row - mean) * scale, computed in float32, taken as `dtype`."""
         ...
 
 
@@ -58,6 +58,7 @@ class PackedRows:
     data: (N, d) array or tensor, float16 or float32; a mapped file works, and only what is taken is read.
     parts: for each bag the slices of `data` that make it up, in order.
     affine: (mean, scale) applied to what is taken. device: where taken rows go; where the data are, by default.
+    dtype: of taken rows.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class PackedRows:
         parts: Sequence[Sequence[slice]],
         affine: tuple[Tensor, Tensor] | None = None,
         device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.data = data
+        self.dtype = dtype
         self.device = torch.device(device or (data.device if isinstance(data, Tensor) else "cpu"))
         self.parts = [tuple(part) for part in parts]
         self.affine = affine
@@ -98,12 +101,12 @@ class PackedRows:
     def take(self, bags: Sequence[int] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         numbers = [int(bag) for bag in bags]
         pieces = [_tensor(self.data[part]) for bag in numbers for part in self.parts[bag]]
-        rows = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.device).float()
+        rows = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.device)
         if self.affine is not None:
             mean, scale = self.affine
-            rows = (rows - mean) * scale
+            rows = (rows.float() - mean) * scale
         offsets = np.concatenate([[0], np.cumsum(self._lengths[numbers])])
-        return rows, torch.as_tensor(offsets, device=rows.device)
+        return rows.to(self.dtype), torch.as_tensor(offsets, device=rows.device)
 
     def moments(self, bags: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         first, second = self._bag_sums()
@@ -130,22 +133,22 @@ class PackedRows:
         means = (first / torch.as_tensor(self._lengths)[:, None]).float()
         return PackedRows(means.to(self.device), [[slice(bag, bag + 1)] for bag in range(len(means))])
 
-    def scaled(self, mean: Tensor, scale: Tensor) -> PackedRows:
+    def scaled(self, mean: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> PackedRows:
         if self.affine is not None:
             raise ValueError("these rows are scaled already")
         if isinstance(self.data, Tensor):
-            n_bytes = self.data.numel() * 4
+            n_bytes = self.data.numel() * dtype.itemsize
             if n_bytes < _MEMORY_SHARE * _free_bytes(self.data.device):
-                copy = self._scaled_copy(mean.to(self.data.device), scale.to(self.data.device))
-                return PackedRows(copy, self.parts, device=self.device)
-        return PackedRows(self.data, self.parts, (mean.to(self.device), scale.to(self.device)), self.device)
+                copy = self._scaled_copy(mean.to(self.data.device), scale.to(self.data.device), dtype)
+                return PackedRows(copy, self.parts, device=self.device, dtype=dtype)
+        affine = mean.to(self.device), scale.to(self.device)
+        return PackedRows(self.data, self.parts, affine, self.device, dtype)
 
-    def _scaled_copy(self, mean: Tensor, scale: Tensor) -> Tensor:
-        out = torch.empty(self.data.shape, dtype=torch.float32, device=self.data.device)
+    def _scaled_copy(self, mean: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        out = torch.empty(self.data.shape, dtype=dtype, device=self.data.device)
         for start in range(0, len(out), TILE_ROWS):
-            tile = out[start : start + TILE_ROWS]
-            tile.copy_(self.data[start : start + TILE_ROWS])
-            tile.sub_(mean).mul_(scale)
+            tile = self.data[start : start + TILE_ROWS].float()
+            out[start : start + TILE_ROWS] = tile.sub(mean).mul_(scale)
         return out
 
     def in_memory(self, device: str = "cpu") -> PackedRows:

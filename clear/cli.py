@@ -163,6 +163,7 @@ def train(
     lr: Annotated[Optional[float], typer.Option(help="AdamW's.")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="The run folder to write.")] = None,  # noqa: UP045
     device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="Of training: auto, float32 or bfloat16.")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="Replace the run folder.")] = False,
 ) -> None:
     """Cross-validate a small attention model on a bag file and print how well it does."""
@@ -189,6 +190,7 @@ def train(
         lr=lr,
         output=out,
         device=device,
+        precision=precision,
         overwrite=overwrite,
     )
     print(result.table())

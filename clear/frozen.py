@@ -76,6 +76,8 @@ class Encoder:
         self.precision = choose_precision(precision, self.device, card)
         self.digest = card.digest(digest_of(network))
         self.network = network.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own signature
+        if self.precision == "bfloat16":
+            _round_products(self.network)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -156,6 +158,13 @@ class Encoder:
         with autocast:
             embeddings: torch.Tensor = self.network(x)
         return embeddings.float()
+
+
+def _round_products(network: torch.nn.Module) -> None:
+    """Weights of matrix products and convolutions to bfloat16, in place: what autocast does anew in every batch."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv3d):
+            module.bfloat16()
 
 
 def choose_device(device: str) -> torch.device:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aggregate.aggregators import build_aggregator, predict
-from aggregate.fit import Fitted, Plan, fit, run_epoch
+from aggregate.fit import Fitted, Plan, fit, run_epoch, training_precision
 from aggregate.packed import PackedRows
 from aggregate.targets import Targets
 from clear.errors import InputError
@@ -170,3 +170,26 @@ def test_a_signal_in_the_bags_is_learnt() -> None:
     truth = targets.codes[40:, 0]
     assert scores[truth == 1].min() > scores[truth == 0].mean()
     assert not result.model.training
+
+
+def test_training_in_bfloat16_follows_float32() -> None:
+    source, targets = cohort()
+    train, inner = np.arange(0, 14), np.arange(14, 18)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        model = fit(
+            source, targets, train, inner, lambda *a: build_aggregator("abmil", *a), QUICK, (0,), precision=precision
+        )
+        losses.append([[row["train_loss"], row["inner_loss"]] for row in model.history])
+        assert all(value.dtype == torch.float32 for value in model.model.state_dict().values())
+    assert losses[0] != losses[1]  # it is really in use
+    assert np.allclose(*losses, atol=1e-2)
+
+
+def test_a_precision_that_is_none_is_named() -> None:
+    with pytest.raises(InputError, match="expected auto, float32 or bfloat16"):
+        training_precision("half", "cpu")
+    with pytest.raises(InputError, match="for processors"):
+        training_precision("bfloat16", "cuda")
+    assert training_precision("auto", "cuda") == "float32"
+    assert training_precision("float32", "cpu") == "float32"

@@ -78,6 +78,16 @@ def test_bfloat16_stays_within_five_percent_after_centring() -> None:
     assert np.array_equal(distances.argmin(1), np.arange(len(exact)))
 
 
+def test_weights_rounded_once_are_those_that_autocast_rounds_in_every_batch() -> None:
+    x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    rounded = encoder("bfloat16")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = random_network(CARD, seed=1)(x).float()
+    with torch.inference_mode():
+        assert torch.equal(rounded.forward(x), expected)
+    assert rounded.digest == encoder().digest
+
+
 def test_what_an_encoder_is_not_for_is_refused_by_name() -> None:
     with pytest.raises(ScanRefused, match="MR scan, but encoder small knows CT only") as refusal:
         encoder().encode(volume(modality="MR"))

@@ -107,9 +107,10 @@ def build_cohort(bags: BagSource, joined: Joined, windows: tuple[Window, ...], f
 def choose_windows(bags: BagSource, wanted: Sequence[Window | str], source: str) -> tuple[Window, ...]:
     """The windows of the bag file that are wanted, all of them when none is named; a text may be a window's name.
 
+    A file of an encoder that prepares values in its own way has one window, which serves for any.
     Raises InputError for one that the file lacks, or has with another range under the same name.
     """
-    if not wanted:
+    if not wanted or all(window.kind == "encoder" for window in bags.windows):
         return bags.windows
     of_name = {window.name: window for window in bags.windows}
     chosen = []

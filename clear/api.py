@@ -134,6 +134,8 @@ def extract(
 
         chosen = list(load_task(task).windows)
     encoders = [load_encoder(name, weights, device=device, precision=precision) for name in names]
+    if windows and all(encoder.card.own_windows for encoder in encoders):
+        raise InputError(f"--window: {', '.join(names)} prepares values in its own way; leave the windows out")
     if isinstance(source, str | Path):
         found = find_scans(source, select=select, scans=scans, modality=modality)
         place = Path(source)

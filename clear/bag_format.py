@@ -155,6 +155,15 @@ class BagHeader:
             raise InputError(f"features are stored as {' or '.join(FEATURE_TYPES)}; found {self.dtype!r}")
 
     @property
+    def whole_scans(self) -> bool:
+        """Whether the encoder takes whole volumes: a bag is then one instance, of slice -1."""
+        return "volume" in self.preprocessing
+
+    def instances(self, n_slices: int) -> int:
+        """K, the instances of a scan of so many slices."""
+        return 1 if self.whole_scans else n_slices * len(self.windows)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What two files must share to be joined or compared, as plain data."""
         return {

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clear.errors import InputError
+from clear.volume import AIR_HU
+from clear.volume_input import VolumeInput
+from clear.windows import Window, check_windows
 
 CARD_FORMAT = "clear-encoder-card"
 CARD_VERSION = 1
@@ -24,7 +27,13 @@ WEIGHTS_FILE = "weights.safetensors"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
-Pooling = Literal["mean_norm", "class_token", "mean"]
+MAX_HU = 3071  # of a 12-bit CT
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+Pooling = Literal["native", "mean_norm", "class_token", "mean", "patch_mean", "class_patch_mean"]
+Intensity = Literal["window", "slice_zscore"]
+Positions = Literal["native", "dinov2", "dinov2_registers", "exact"]
 Resize = Literal["bilinear", "bicubic"]
 
 
@@ -32,31 +41,48 @@ Resize = Literal["bilinear", "bicubic"]
 class WeightSource:
     """Where an encoder's weights are found.
 
-    kind `bundled`: `place` is a folder in this package; `hub`: a Hugging Face repository id, with `file` inside it;
-    `file`: a path. size_mb is what a download weighs; verified says whether we have seen the file itself.
+    kind `bundled`: `place` is a folder in this package; `hub`: a Hugging Face repository id, with `file` inside it (a
+    data set's is written `datasets/OWNER/NAME`); `url`: `place` is the address of `file`; `file`: a path; `none`: its
+    authors published none, and `place` says what to do. size_mb is what a download weighs; gated: the licence must be
+    accepted on the repository's page first; verified says whether we have seen the file itself; sha256, output: what
+    `clear models verify` must find, the digest of its tensors and the first values on its fixed input; empty when not
+    known.
     """
 
-    kind: Literal["bundled", "hub", "file"]
+    kind: Literal["bundled", "hub", "url", "file", "none"]
     place: str
     file: str = "model.safetensors"
     size_mb: float | None = None
+    gated: bool = False
     verified: bool = False
+    sha256: str = ""
+    output: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """One frozen slice encoder.
+    """One frozen encoder.
 
-    architecture: `library:model`, built with `settings`.
-    dim: d, length of an embedding; input_size: side of the square input in pixels; channels: 1 grey, or 3 equal ones.
+    architecture: `family:model`, built with `settings`.
+    dim: d, length of an embedding; input_size: side of the square input in pixels; channels: 1 grey, or 3.
     mean, std: per channel, of values in [0, 1]; resize: filter of the antialiased resize.
+    stem_mean, stem_std: for a card of one channel, what the three channels of its weights were trained with; their stem
+    is folded into one channel then (`clear.backbones.stem`).
+    intensity: `window`, or `slice_zscore`: no window, the resized slice minus its mean over its standard deviation.
     field_of_view_mm: side of the square cut from the slice's centre; None for the whole slice.
-    pooling: `mean_norm` (final norm of the spatial mean), `class_token` (after the final norm), `mean`.
-    positions: how position embeddings reach another input size, `native` where they need not.
+    channel_windows: windows stacked into the channels of one instance, such as lung, soft tissue and bone; without
+    them every window is an instance of its own, in equal channels.
+    volume: for an encoder of whole scans, what it takes; a bag is one instance then, and the fields on slices are idle.
+    pooling: `native` (what the network gives: a neck, a projection, a pooling of its own), `mean_norm` (final norm of
+    the spatial mean), `mean` (of the last map), and of a vision transformer after its final norm: `class_token`,
+    `patch_mean`, `class_patch_mean` (both, one after the other).
+    positions: how position embeddings reach another input size (`clear.backbones.positions`), `native` where they need
+    not.
     bfloat16: whether embeddings in bfloat16 stay within 5 % of float32 once a scan's mean is gone; else it is refused.
+    any_size: weights given by the user may be of any member of the family; size and width are read off their shapes.
     ignored: prefixes of checkpoint tensors that are no part of the encoder (its classifier).
     windows, modalities, planes: what it was trained for; empty for anything.
-    trained_on: one line that every output repeats.
+    trained_on: one line that every output repeats. unverified: what of this card could not be checked, "" for nothing.
     """
 
     name: str
@@ -69,17 +95,24 @@ class EncoderCard:
     channels: int = 3
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    stem_mean: tuple[float, ...] = ()
+    stem_std: tuple[float, ...] = ()
+    intensity: Intensity = "window"
     resize: Resize = "bicubic"
     field_of_view_mm: float | None = None
+    channel_windows: tuple[Window, ...] = ()
+    volume: VolumeInput | None = None
     pooling: Pooling = "class_token"
-    positions: Literal["native", "dinov2"] = "native"
+    positions: Positions = "native"
     bfloat16: bool = True
+    any_size: bool = False
     ignored: tuple[str, ...] = ()
     windows: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     planes: tuple[str, ...] = ()
     licence: str = ""
     citation: str = ""
+    unverified: str = ""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3) or not len(self.mean) == len(self.std) == self.channels:
@@ -92,17 +125,53 @@ class EncoderCard:
         for name, value, allowed in (
             ("pooling", self.pooling, Pooling),
             ("resize", self.resize, Resize),
-            ("positions", self.positions, Literal["native", "dinov2"]),
+            ("positions", self.positions, Positions),
+            ("intensity", self.intensity, Intensity),
         ):
             if value not in allowed.__args__:  # type: ignore[attr-defined]  # typing.Literal has it
                 raise InputError(
                     f"encoder {self.name}: {name} is {value!r}; expected one of {', '.join(allowed.__args__)}"  # type: ignore[attr-defined]
                 )
+        if self.channel_windows and len(check_windows(self.channel_windows)) != self.channels:
+            raise InputError(
+                f"encoder {self.name}: {len(self.channel_windows)} channel windows for {self.channels} channels; "
+                "expected one a channel"
+            )
+        if bool(self.channel_windows) + (self.volume is not None) + (self.intensity != "window") > 1:
+            raise InputError(f"encoder {self.name}: channel_windows, volume and slice_zscore exclude each other")
+        if self.stem_mean and not (self.channels == 1 and len(self.stem_mean) == len(self.stem_std) == 3):
+            raise InputError(
+                f"encoder {self.name}: stem_mean and stem_std are three numbers each, of a card with 1 channel"
+            )
+
+    @property
+    def own_windows(self) -> tuple[Window, ...]:
+        """The one window of an encoder that brings its own range of values, else nothing: the windows are the user's.
+
+        Its name and limits only describe; what is done is in `channel_windows` or `volume`.
+        """
+        if self.volume is not None:
+            return (Window(self.name, *self.volume.hu, kind="encoder"),)
+        if self.channel_windows:
+            name = "+".join(window.name for window in self.channel_windows)
+            low, high = min(w.low for w in self.channel_windows), max(w.high for w in self.channel_windows)
+            return (Window(name, low, high, kind="encoder"),)
+        if self.intensity == "slice_zscore":
+            return (Window("zscore", AIR_HU, MAX_HU, kind="encoder"),)
+        return ()
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What happens to a slice before and after the network, beside the windows."""
+        """What happens to a slice or volume before the network, beside the windows."""
+        if self.volume is not None:
+            return {"volume": self.volume.as_dict()}
+        own: dict[str, Any] = {}
+        if self.channel_windows:
+            own["channel_windows"] = [window.as_dict() for window in self.channel_windows]
+        if self.intensity != "window":
+            own["intensity"] = self.intensity
         return {
+            **own,
             "input_size": self.input_size,
             "resize": self.resize,
             "antialias": True,
@@ -118,6 +187,7 @@ class EncoderCard:
             "weights": weights_digest,
             "architecture": self.architecture,
             "settings": dict(self.settings),
+            **({"stem": [self.stem_mean, self.stem_std]} if self.stem_mean else {}),
             "pooling": self.pooling,
             "positions": self.positions,
             **self.preprocessing,
@@ -126,7 +196,10 @@ class EncoderCard:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the format's name and version."""
-        return {"format": CARD_FORMAT, "version": CARD_VERSION, **asdict(self)}
+        values = asdict(self)
+        values["channel_windows"] = [window.as_dict() for window in self.channel_windows]
+        values["volume"] = None if self.volume is None else self.volume.as_dict()
+        return {"format": CARD_FORMAT, "version": CARD_VERSION, **values}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], origin: str = "card") -> EncoderCard:
@@ -142,10 +215,14 @@ class EncoderCard:
         if surplus := sorted(set(values) - known):
             raise InputError(f"{origin}: unknown field(s) {', '.join(surplus)}; expected {', '.join(sorted(known))}")
         try:
-            values["source"] = WeightSource(**values["source"])
-            for name in ("mean", "std", "ignored", "windows", "modalities", "planes"):
+            source = dict(values["source"])
+            values["source"] = WeightSource(**{**source, "output": tuple(source.get("output", ()))})
+            for name in ("mean", "std", "stem_mean", "stem_std", "ignored", "windows", "modalities", "planes"):
                 if name in values:
                     values[name] = tuple(values[name])
+            values["channel_windows"] = tuple(Window.from_dict(w) for w in values.get("channel_windows", ()))
+            if values.get("volume") is not None:
+                values["volume"] = VolumeInput.from_dict(values["volume"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"{origin}: a field is missing or of the wrong kind ({error})") from error

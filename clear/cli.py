@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 bags_app = typer.Typer(help="Look at bag files, check them, put shards together.", no_args_is_help=True)
 app.add_typer(bags_app, name="bags")
+models_app = typer.Typer(help="The encoders: what each is and where its weights lie.", invoke_without_command=True)
+app.add_typer(models_app, name="models")
 
 Window = Annotated[
     Optional[list[str]],  # noqa: UP045  # typer reads this spelling on every Python
@@ -240,6 +242,74 @@ def bags_merge(
     result = merge(output, files or [], overwrite=overwrite)
     print(result.summary())
     raise typer.Exit(result.exit_status)
+
+
+@models_app.callback()
+def models(context: typer.Context) -> None:
+    """List the encoders: dimension, input, windows, licence, and where the weights are on this machine."""
+    if context.invoked_subcommand is None:
+        from clear.models import table_text
+
+        print(table_text())
+
+
+@models_app.command("show")
+def models_show(name: Annotated[str, typer.Argument(help="An encoder's name, timm:MODEL, or a card.")]) -> None:
+    """All that is known of one encoder."""
+    from clear.models import describe
+
+    for key, value in describe(name).items():
+        if value:
+            print(f"{key:<14}{value}")
+
+
+@models_app.command("convert")
+def models_convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint as its authors publish it, or of a training.")],
+    card: Annotated[Path, typer.Argument(help="The folder to write: card.json and weights.safetensors.")],
+    arch: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The encoder that it is like, where the tensors do not tell (see `clear models`)."),
+    ] = None,
+    branch: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of two copies in the file: base or momentum (MoCo), teacher or student (DINO)."),
+    ] = None,
+    name: Annotated[Optional[str], typer.Option(help="What the encoder shall be called.")] = None,  # noqa: UP045
+    trained_on: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="One line that every output repeats: what it was trained on."),
+    ] = None,
+    set_: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--set", help="FIELD=VALUE of the card, as in input_size=256 or settings.num_heads=8; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Make an encoder card of a checkpoint (MoCo, LeCL, DINO, official, open_clip or Hugging Face files)."""
+    from clear.models import convert, parse_changes
+
+    changes = parse_changes(set_ or [])
+    made = convert(checkpoint, card, arch=arch, branch=branch, name=name, trained_on=trained_on, changes=changes)
+    print(
+        f"{card / 'card.json'}: {made.name}, {made.architecture}, {made.dim} values, {made.pooling.replace('_', ' ')}"
+    )
+    if made.unverified:
+        print(f"to be checked: {made.unverified}")
+
+
+@models_app.command("verify")
+def models_verify(
+    name: Annotated[str, typer.Argument(help="An encoder's name, timm:MODEL, or a card.")],
+    weights: Annotated[Optional[Path], typer.Option(help="A checkpoint to check instead of its own.")] = None,  # noqa: UP045
+) -> None:
+    """Load an encoder, run it on a fixed input, and compare tensors and output with what is known of it."""
+    from clear.models import verify
+
+    found = verify(name, weights)
+    print(found.summary())
+    raise typer.Exit(3 if found.agrees is False else 0)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clear.backbones import build, convert
+from clear.backbones import build, convert, fitted_card
 from clear.card import EncoderCard, read_card
 from clear.checkpoints import digest_of, find_weights, load_strictly, read_tensors
 from clear.encoders import ENCODERS
 from clear.errors import InputError, ScanRefused
 from clear.slices import prepare
 from clear.volume import Volume
+from clear.volume_input import prepare_volume
 from clear.windows import Window, check_windows, default_windows
 
 DEFAULT_BATCH = 16
@@ -35,20 +37,33 @@ def load_encoder(
     """
     card = find_card(name)
     found = find_weights(card, None if weights is None else Path(weights))
+    tensors = read_tensors(found.path)
+    card = fitted_card(found.card, tensors)
     network = build(card)
-    load_strictly(network, convert(card, read_tensors(found.path), network), str(found.path))
+    load_strictly(network, convert(card, tensors, network), str(found.path))
     return Encoder(card, network, found.note, device=device, precision=precision)
 
 
 def find_card(name: str) -> EncoderCard:
-    """A registered card by name, or one read from a path. Raises InputError listing the names that exist."""
+    """A registered card by name, that of any timm model as `timm:MODEL`, or one read from a path.
+
+    Raises InputError listing the names that exist.
+    """
     if name in ENCODERS:
         return ENCODERS[name]
+    family, _, model = name.partition(":")
+    if family == "timm" and model:
+        from clear.backbones.timm_models import card_of
+
+        return card_of(model)
     path = Path(name)
     if path.suffix == ".json" or path.is_dir():
         return read_card(path)
+    close = get_close_matches(name, ENCODERS, n=3)
+    meant = f" Did you mean {' or '.join(close)}?" if close else ""
     raise InputError(
-        f"--model {name}: no such encoder. Expected one of {', '.join(ENCODERS)}, or the path of an encoder card"
+        f"--model {name}: no such encoder.{meant} Expected one of {', '.join(ENCODERS)}; timm:MODEL for any of timm's; "
+        "or the path of an encoder card"
     )
 
 
@@ -75,8 +90,10 @@ class Encoder:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device, card)
         self.digest = card.digest(digest_of(network))
-        self.network = network.requires_grad_(False).eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own signature
-        if self.precision == "bfloat16":
+        self.network: Any = network.requires_grad_(False).eval().to(self.device)
+        if card.volume is None:
+            self.network.to(memory_format=torch.channels_last)
+        if self.precision == "bfloat16" and getattr(network, "rounds_weights", False):
             _round_products(self.network)
 
     @property
@@ -97,7 +114,10 @@ class Encoder:
         }
 
     def windows_for(self, volume: Volume, windows: Sequence[Window] | None) -> tuple[Window, ...]:
-        """The windows used on a volume; refuses what this encoder is not for, and windows that make no sense on it."""
+        """The windows used on a volume: the encoder's own, else these, else the modality's defaults.
+
+        Raises ScanRefused for what this encoder is not for.
+        """
         if self.card.modalities and volume.modality not in self.card.modalities:
             raise ScanRefused(
                 "modality",
@@ -108,6 +128,8 @@ class Encoder:
             raise ScanRefused(
                 "plane", f"{volume.plane} slices, but encoder {self.name} knows {', '.join(self.card.planes)} only"
             )
+        if self.card.own_windows:
+            return self.card.own_windows
         return check_windows(windows if windows is not None else default_windows(volume.modality))
 
     def encode(
@@ -120,12 +142,19 @@ class Encoder:
     ) -> NDArray[np.float32]:
         """Embeddings of every slice in every window: (Z * windows, d), slice by slice, windows inside a slice.
 
+        An encoder that stacks windows into its channels gives (Z, d), one of whole volumes (1, d).
         batch: at most this many instances at a time (never less than one slice), all of this scan.
         on_batch: told the number of instances after each batch; may raise to stop.
         Raises ScanRefused when the encoder is not for this modality or plane.
         """
         windows = self.windows_for(volume, windows)
-        limits = [window.limits(volume.voxels) for window in windows]
+        if self.card.volume is not None:
+            with torch.inference_mode():
+                whole = self.forward(prepare_volume(volume, self.card.volume).to(self.device)).cpu().numpy()
+            if on_batch is not None:
+                on_batch(1)
+            return whole
+        limits = [window.limits(volume.voxels) for window in self.card.channel_windows or windows]
         step = max(1, batch // len(windows))
         out = np.empty((volume.n_slices * len(windows), self.dim), dtype=np.float32)
         voxels = torch.from_numpy(volume.voxels)
@@ -152,12 +181,39 @@ class Encoder:
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Prepared inputs (N, C, S, S) to embeddings (N, d) float32, in this encoder's precision."""
-        autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self.precision == "bfloat16":
-            autocast = torch.autocast(self.device.type, torch.bfloat16)
-        with autocast:
+        with self._precision():
             embeddings: torch.Tensor = self.network(x)
         return embeddings.float()
+
+    def feature_map(self, x: torch.Tensor) -> torch.Tensor:
+        """The last map (N, h, w, d') before pooling, float32: patch tokens after the final norm, or the neck's map.
+
+        For an encoder of whole volumes (N, t, h, w, d').
+        """
+        with self._precision():
+            features: torch.Tensor = self.network.feature_map(x)
+        return features.float()
+
+    def last_attention(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, heads, T, T) attention of the last block, float32; the first `prefix_tokens` of T are no patches.
+
+        Raises InputError for an encoder without attention over patches.
+        """
+        if not hasattr(self.network, "last_attention"):
+            raise InputError(f"encoder {self.name} has no attention over patches; use Grad-CAM or occlusion for it")
+        with self._precision():
+            attention: torch.Tensor = self.network.last_attention(x)
+        return attention.float()
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Class token and registers that stand before the patches; 0 without."""
+        return int(getattr(self.network, "prefix_tokens", 0))
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
 
 
 def _round_products(network: torch.nn.Module) -> None:

@@ -32,10 +32,12 @@ def prepare(
     """Raw slices as an encoder's input.
 
     slices: (n, Y, X) int16 HU or float32 values, on the device that shall do the work.
-    limits: one (low, high) a window, in the slices' own values (`Window.limits`).
+    limits: one (low, high) a window, in the slices' own values (`Window.limits`); one a channel where the card stacks
+    windows into channels; idle where it standardises slices instead.
     pixel_spacing_mm: (between rows, between columns).
     padding: (n, 2) inclusive range of values outside the image, painted as air; low > high for none.
-    Returns (n * len(limits), C, S, S) float32, channels last, slice by slice with the windows inside a slice.
+    Returns (n * len(limits), C, S, S) float32, channels last, slice by slice with the windows inside a slice; (n, C, S,
+    S) where the card has windows of its own.
 
     What lies outside the slice, once it is made square, is air in CT and the window's lower end elsewhere.
     """
@@ -56,6 +58,8 @@ def prepare(
     )
     mean = torch.tensor(card.mean, device=grey.device).view(1, -1, 1, 1)
     std = torch.tensor(card.std, device=grey.device).view(1, -1, 1, 1)
+    if card.channel_windows:
+        grey = grey.reshape(len(slices), card.channels, card.input_size, card.input_size)
     shape = (len(grey), card.channels, card.input_size, card.input_size)
     out = torch.empty(shape, device=grey.device, memory_format=torch.channels_last)
     return torch.sub(grey, mean, out=out).div_(std)
@@ -69,11 +73,13 @@ def _grey(
     is_ct: bool,
     padding: Tensor | None,
 ) -> Tensor:
-    """(n, Y, X) values to (n * windows, 1, S, S) in [0, 1]."""
+    """(n, Y, X) values to (n * windows, 1, S, S) in [0, 1], or standardised by slice."""
     values = slices.float()
     if padding is not None and bool((padding[:, 0] <= padding[:, 1]).any()):
         first, last = (padding[:, i].to(values)[:, None, None] for i in (0, 1))
         values = values.masked_fill((values >= first) & (values <= last), AIR_HU if is_ct else 0.0)
+    if card.intensity == "slice_zscore":
+        return _standardised(values, pixel_spacing_mm, card, float(AIR_HU) if is_ct else 0.0)[:, None]
     planes = []
     for low, high in limits:
         scale = 1.0 / (high - low)
@@ -81,6 +87,18 @@ def _grey(
         beyond = min(max((AIR_HU - low) * scale, 0.0), 1.0) if is_ct else 0.0
         planes.append(_resize(_square(windowed, pixel_spacing_mm, card.field_of_view_mm, beyond), card))
     return torch.stack(planes, dim=1).flatten(0, 1)[:, None]
+
+
+def _standardised(values: Tensor, pixel_spacing_mm: tuple[float, float], card: EncoderCard, beyond: float) -> Tensor:
+    """Each slice resized, minus its mean, over its standard deviation (n - 1); a constant slice is 0."""
+    image = _square(values, pixel_spacing_mm, card.field_of_view_mm, beyond)
+    side = card.input_size
+    if image.shape[-2:] != (side, side):
+        image = functional.interpolate(
+            image[:, None], (side, side), mode=card.resize, antialias=True, align_corners=False
+        )[:, 0]
+    deviation = image.std(dim=(1, 2), keepdim=True)
+    return (image - image.mean(dim=(1, 2), keepdim=True)) / torch.where(deviation < 1e-6, 1.0, deviation)
 
 
 def square_margins(

@@ -21,17 +21,18 @@ class Window:
     """One range of values, mapped linearly to [0, 1] and clipped.
 
     kind `range`: low and high are values (HU in CT). kind `percentile`: low and high are percentiles (0..100) of
-    the scan's own voxels, for modalities without a unit.
+    the scan's own voxels, for modalities without a unit. kind `encoder`: the encoder's card says how values are
+    prepared (several windows in the channels, or a whole volume); low and high only describe it.
     """
 
     name: str
     low: float
     high: float
-    kind: Literal["range", "percentile"] = "range"
+    kind: Literal["range", "percentile", "encoder"] = "range"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("range", "percentile"):
-            raise InputError(f"window {self.name}: kind is {self.kind!r}; expected 'range' or 'percentile'")
+        if self.kind not in ("range", "percentile", "encoder"):
+            raise InputError(f"window {self.name}: kind is {self.kind!r}; expected 'range', 'percentile' or 'encoder'")
         if not (math.isfinite(self.low) and math.isfinite(self.high)) or self.low >= self.high:
             raise InputError(f"window {self.name}: expected low < high, both finite; found {self.low} and {self.high}")
         if self.kind == "percentile" and not (self.low >= 0 and self.high <= 100):
@@ -42,7 +43,7 @@ class Window:
 
         A percentile window of a constant scan has no width; it becomes one unit wide, so that the scan maps to 0.
         """
-        if self.kind == "range":
+        if self.kind != "percentile":
             return self.low, self.high
         low, high = (float(v) for v in np.percentile(voxels, [self.low, self.high]))
         return low, high if high > low else low + 1.0

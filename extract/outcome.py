@@ -42,6 +42,14 @@ def make_bag(scan_id: str, volume: Volume, features: NDArray[Any], header: BagHe
     if bad:
         cause = "not finite" if not np.isfinite(features).all() else "beyond the range of float16 (use --dtype float32)"
         raise Unstorable(f"{bad} of {length} embeddings have values that are {cause}")
+    if header.whole_scans:
+        return Bag(
+            scan_id=scan_id,
+            features=stored,
+            slice=np.full(1, -1, dtype=np.int32),
+            window=np.zeros(1, dtype=np.uint8),
+            position_mm=volume.positions_mm.mean(axis=0, keepdims=True).astype(np.float32),
+        )
     n_windows = len(header.windows)
     slices = np.repeat(np.arange(volume.n_slices, dtype=np.int32), n_windows)
     return Bag(

@@ -111,7 +111,10 @@ def choose_windows(windows: Sequence[Window] | None, scans: Sequence[Scan]) -> t
 
 
 def header_for(encoder: Encoder, windows: tuple[Window, ...], *, batch: int, dtype: str) -> BagHeader:
-    """What the file says of its embeddings; nothing in it depends on the clock, the workers or this machine's paths."""
+    """What the file says of its embeddings, in these windows or the encoder's own.
+
+    Nothing in it depends on the clock, the workers or this machine's paths.
+    """
     card = plain(encoder.card.as_dict())
     source = card.get("source")
     if isinstance(source, dict) and source.get("kind") == "file" and isinstance(source.get("place"), str):
@@ -120,7 +123,7 @@ def header_for(encoder: Encoder, windows: tuple[Window, ...], *, batch: int, dty
         encoder=encoder.name,
         encoder_digest=encoder.digest,
         encoder_card=card,
-        windows=windows,
+        windows=encoder.card.own_windows or windows,
         preprocessing=encoder.card.preprocessing,
         provenance={
             "clear": clear.__version__,
@@ -167,7 +170,7 @@ def _cleaned(scan: Scan) -> Scan:
     return replace(scan, scan_id=clean_text(scan.scan_id))
 
 
-def row_for(scan: Scan, volume: Volume, digest: str, n_windows: int) -> ScanRow:
+def row_for(scan: Scan, volume: Volume, digest: str, header: BagHeader) -> ScanRow:
     """The scan's row in the bag file: geometry from the volume as read, the rest from the plan.
 
     Raises ScanRefused `oversized_text` when a header holds a text of thousands of characters.
@@ -175,7 +178,7 @@ def row_for(scan: Scan, volume: Volume, digest: str, n_windows: int) -> ScanRow:
     row = ScanRow(
         scan_id=scan.scan_id,
         digest=digest,
-        length=volume.n_slices * n_windows,
+        length=header.instances(volume.n_slices),
         n_slices=volume.n_slices,
         spacing_mm=(math.nan,) * 3 if scan.spacing_mm is None else volume.spacing_mm,  # the volume's is nominal then
         plane=volume.plane,
@@ -229,7 +232,7 @@ def volume_bytes(scan: Scan) -> int:
 def bag_bytes(n_slices: int, header: BagHeader) -> int:
     """Disk space of a scan's instances."""
     row = header.dim * np.dtype(header.dtype).itemsize + INSTANCE_BYTES
-    return n_slices * len(header.windows) * row
+    return header.instances(n_slices) * row
 
 
 def check_space(needs: Mapping[Path, int]) -> None:

@@ -157,16 +157,17 @@ class Run:
         volume, parts, settings = decoded.volume, self.parts[i], self.settings
 
         def on_batch(n_instances: int) -> None:
-            bar.update(n_instances / len(settings.windows))
+            bar.update(volume.n_slices * n_instances / row.length)
             self.stop.check()
 
         try:
-            if not settings.given and default_windows(volume.modality) != settings.windows:
+            own = bool(self.encoders[i].card.own_windows)
+            if not own and not settings.given and default_windows(volume.modality) != settings.windows:
                 raise ScanRefused(
                     "modality",
                     f"{volume.modality or 'unknown'} scan among scans that have other windows; extract it apart",
                 )
-            row = row_for(scan, volume, decoded.digest, len(settings.windows))
+            row = row_for(scan, volume, decoded.digest, parts.header)
             known = parts.known.get(scan.scan_id)
             if known is not None and (known.row.digest, known.row.length) == (row.digest, row.length):
                 parts.keep(row, decoded.fingerprint)  # only names or times of its files changed

@@ -1,6 +1,6 @@
 """Slices to encoders.
 
 What this package makes is an encoder card: `card.json` beside `weights.safetensors`, which `clear extract --model`
-takes as it is. `pretrain.export` writes one from a network; `pretrain.initialise` makes the reproducible random start
+takes as it is. `clear.export` writes one from a network; `pretrain.initialise` makes the reproducible random start
 that every pretraining begins with and that untrained baselines are measured against.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,27 @@ import torch
 from torch import nn
 
 from clear.backbones import build
-from clear.card import EncoderCard
+from clear.card import EncoderCard, WeightSource
 from clear.encoders import ENCODERS
+from clear.export import export_encoder
 from clear.frozen import Encoder
 from clear.phantoms import draw_patient
 from clear.volume import Volume
-from pretrain.export import export_encoder
+
+# what comes with the package under the paper's name: small and untrained
+BUNDLED = replace(
+    ENCODERS["mambaout-lecl"],
+    architecture="timm:mambaout_femto",
+    dim=288,
+    source=WeightSource("file", "weights.safetensors", "weights.safetensors"),
+    trained_on="untrained random weights: for trying the software out, not for any conclusion",
+    input_size=128,
+    resize="bilinear",
+    bfloat16=False,
+    any_size=False,
+    licence="Apache-2.0",
+    unverified="",
+)
 
 
 def random_network(card: EncoderCard, seed: int = 0) -> nn.Module:
@@ -117,7 +133,7 @@ def centre_embeddings(network: nn.Module, card: EncoderCard, volumes: Sequence[V
 
 def main(folder: str) -> None:
     """Write the untrained `mambaout-lecl` to `folder`, its embeddings centred on three synthetic patients."""
-    card = ENCODERS["mambaout-lecl"]
+    card = BUNDLED
     network = filter_bank_network(card)
     patients = [draw_patient(seed=10_000, index=index, matrix=256, slices=14) for index in range(3)]
     centre_embeddings(network, card, [patient.series[0].volume for patient in patients])

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import clear
 from clear.api import extract
 from clear.encoders import ENCODERS
+from clear.export import export_encoder
 from clear.frozen import load_encoder
 from clear.windows import ABDOMEN
-from pretrain.export import export_encoder
 from pretrain.initialise import random_network
 
 BUNDLED = Path(clear.__file__).parent / "weights" / "mambaout-lecl"

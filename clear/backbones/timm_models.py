@@ -7,48 +7,78 @@ timm's own `num_classes=0` is not always the embedding: MambaOut's head keeps an
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from clear.errors import InputError
+from clear.backbones.huggingface import to_timm, without_zero_biases
+from clear.backbones.positions import resize_positions
+from clear.backbones.stem import fold_stem
+from clear.backbones.vit_attention import last_attention, patch_map
+from clear.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
     from clear.card import EncoderCard
+
+_HEAD_WIDTH = 64  # of every published ViT's attention heads; shapes do not tell it
 
 
 class TimmEncoder(nn.Module):
     """A timm network and the pooling that makes one embedding of a slice.
 
-    Tensor names are timm's own, with `network.` in front.
+    Tensor names are timm's own, with `network.` in front. prefix_tokens: class token and registers before the patches.
+    rounds_weights: every product runs under autocast, so its weights may be rounded beforehand.
     """
+
+    rounds_weights = True
 
     def __init__(self, network: Any, pooling: str) -> None:
         super().__init__()
         self.network = network
         self.pooling = pooling
+        self.prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
         if pooling == "mean_norm":
             norm: nn.Module = network.get_submodule("head.norm")
             network.head = nn.ModuleDict({"norm": norm})
             for module in (network.stem, *(stage.downsample for stage in network.stages)):
                 module.register_forward_hook(_keep_float32)
-        elif pooling == "class_token":
+        elif pooling == "native":
             network.reset_classifier(0)
         else:
             network.reset_classifier(0, "")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, S, S) to (N, d)."""
+        if self.pooling == "native":
+            embeddings: Tensor = self.network(x)
+            return embeddings
         features: Tensor = self.network.forward_features(x)
         if self.pooling == "mean_norm":  # MambaOut: maps are (N, H, W, d)
             pooled: Tensor = self.network.head["norm"](features.mean(dim=(1, 2)))
             return pooled
-        if self.pooling == "class_token":  # (N, 1 + registers + patches, d), normed
-            return features[:, 0]
-        return features.mean(dim=(2, 3))
+        if self.pooling == "mean":
+            return features.mean(dim=(2, 3))
+        first, patches = features[:, 0], features[:, self.prefix_tokens :].mean(dim=1)  # (N, T, d), normed
+        return {
+            "class_token": first,
+            "patch_mean": patches,
+            "class_patch_mean": torch.cat([first, patches], dim=1),
+        }[self.pooling]
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """(N, h, w, d) last map: patch tokens after the final norm, or a convolutional network's before its pooling."""
+        if hasattr(self.network, "patch_embed") and hasattr(self.network, "blocks"):
+            return patch_map(self.network, x)
+        features: Tensor = self.network.forward_features(x)
+        return features if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
+
+    def last_attention(self, x: Tensor) -> Tensor:
+        """(N, heads, T, T) of the last block; InputError for a network without attention."""
+        return last_attention(self.network, x)
 
 
 def _keep_float32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -69,34 +99,139 @@ def build(card: EncoderCard) -> nn.Module:
         raise InputError(f"encoder {card.name}: timm {timm.__version__} has no model {model!r}; see timm.list_models()")
     try:
         network = timm.create_model(model, pretrained=False, in_chans=card.channels, **dict(card.settings))
-    except (TypeError, AssertionError, ValueError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise InputError(f"encoder {card.name}: timm cannot build {model} with {dict(card.settings)}") from error
-    if network.num_features != card.dim:
-        raise InputError(f"encoder {card.name}: the card says d = {card.dim}, but {model} has {network.num_features}")
-    return TimmEncoder(network, card.pooling).eval()
+    tokens = hasattr(network, "num_prefix_tokens")
+    needs = {"mean_norm": hasattr(network, "stages") and hasattr(network, "stem"), "mean": not tokens, "native": True}
+    if not needs.get(card.pooling, tokens):
+        raise InputError(f"encoder {card.name}: {model} cannot be pooled by {card.pooling!r}; expected another pooling")
+    if card.pooling == "class_token" and not network.num_prefix_tokens:
+        raise InputError(f"encoder {card.name}: {model} has no class token; expected another pooling")
+    encoder = TimmEncoder(network, card.pooling).eval()
+    width = int(network.head_hidden_size if card.pooling == "native" else network.num_features)
+    width *= 2 if card.pooling == "class_patch_mean" else 1
+    if width != card.dim:
+        raise InputError(f"encoder {card.name}: the card says d = {card.dim}, but {model} has {width}")
+    return encoder
 
 
 def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """timm checkpoint names to ours; positions resized where the card's input is of another size."""
-    out = {f"network.{name}": tensor for name, tensor in tensors.items() if not name.startswith(card.ignored)}
-    key = "network.pos_embed"
-    wanted = dict(network.named_parameters()).get(key)
-    if card.positions == "dinov2" and key in out and wanted is not None and out[key].shape != wanted.shape:
-        out[key] = resize_positions(out[key], math.isqrt(wanted.shape[1] - 1))
-    return out
+    """Authors', timm's or transformers' names to ours; positions and stem as the card's input needs them.
 
-
-def resize_positions(positions: Tensor, side: int, offset: float = 0.1) -> Tensor:
-    """DINOv2's position embeddings (1, 1 + n*n, d) on another square grid, (1, 1 + side*side, d).
-
-    Bicubic without antialiasing, sampled with the factor (side + 0.1) / n, as in facebookresearch/dinov2,
-    `DinoVisionTransformer.interpolate_pos_encoding`; timm resizes to the exact size instead, which moves features.
+    Positions of another grid are resized by the card's rule; a stem of three channels is folded into one where the
+    card's input has one (`clear.backbones.stem`).
     """
-    class_token, grid = positions[:, :1], positions[:, 1:]
-    native = math.isqrt(grid.shape[1])
-    if native == side:
-        return positions
-    grid = grid.reshape(1, native, native, -1).permute(0, 3, 1, 2)
-    factor = (side + offset) / native
-    grid = functional.interpolate(grid.float(), scale_factor=(factor, factor), mode="bicubic", antialias=False)
-    return torch.cat([class_token, grid.permute(0, 2, 3, 1).flatten(1, 2).to(class_token.dtype)], dim=1)
+    named = _official_mambaout(to_timm({n: t for n, t in tensors.items() if not n.startswith(card.ignored)}))
+    out = {f"network.{name}": tensor for name, tensor in named.items() if not name.startswith(card.ignored)}
+    own = network.state_dict()
+    key = "network.pos_embed"
+    if card.positions != "native" and key in out and key in own and out[key].shape != own[key].shape:
+        out[key] = resize_positions(out[key], math.isqrt(own[key].shape[1]), card.positions)
+    if card.stem_mean:
+        out = fold_stem(card, out, network)
+    return without_zero_biases(out, network)
+
+
+def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a card must say for a network that takes these tensors, read off their names and shapes.
+
+    MambaOut: depths and dims. ViT: width, depth, patch size, registers, layer scale and grid; heads are 64 wide, as in
+    every published one. Raises WeightsError when they are of neither.
+    """
+    named = _official_mambaout(to_timm(dict(tensors)))
+    if "stem.conv1.weight" in named:
+        depths = _counts(named, r"stages\.(\d+)\.blocks\.(\d+)\.")
+        dims = tuple(len(named[f"stages.{stage}.blocks.0.norm.weight"]) for stage in range(len(depths)))
+        settings: dict[str, Any] = {"depths": depths, "dims": dims}
+        return {
+            "architecture": "timm:mambaout_tiny",
+            "dim": dims[-1],
+            "settings": settings,
+            "pooling": "mean_norm",
+            "ignored": ("head.pre_logits.", "head.fc."),
+        }
+    if "patch_embed.proj.weight" in named and "cls_token" in named and "blocks.0.mlp.fc1.weight" in named:
+        width, _, patch, _ = named["patch_embed.proj.weight"].shape
+        has_registers = "reg_token" in named
+        settings = {
+            "img_size": math.isqrt(named["pos_embed"].shape[1]) * patch,
+            "patch_size": patch,
+            "embed_dim": width,
+            "depth": _counts(named, r"(blocks)\.(\d+)\.")[0],
+            "num_heads": max(1, width // _HEAD_WIDTH),
+            "mlp_ratio": len(named["blocks.0.mlp.fc1.weight"]) / width,
+            "init_values": 1.0 if "blocks.0.ls1.gamma" in named else None,
+            "reg_tokens": named["reg_token"].shape[1] if has_registers else 0,
+            "no_embed_class": has_registers,
+        }
+        return {
+            "architecture": "timm:vit_small_patch16_224",
+            "dim": width,
+            "settings": settings,
+            "pooling": "class_token",
+            "positions": "dinov2_registers" if has_registers else "dinov2",
+            "ignored": ("head.",),
+        }
+    begin = ", ".join(list(named)[:3])
+    raise WeightsError(f"not the tensors of a MambaOut or a ViT, whose size can be read off them; they begin {begin}")
+
+
+def _counts(names: Mapping[str, Any], pattern: str) -> tuple[int, ...]:
+    """How many numbers stand in the second group of the pattern, for each first group in order."""
+    pairs = {(match[1], match[2]) for name in names if (match := re.match(pattern, name))}
+    groups = sorted({group for group, _ in pairs}, key=lambda group: (len(group), group))
+    return tuple(sum(first == group for first, _ in pairs) for group in groups)
+
+
+def card_of(model: str) -> EncoderCard:
+    """A card for any timm model by its timm name: input, normalisation, filter and hub id as timm states them.
+
+    Pooling is timm's own (`num_classes=0`), but for MambaOut. Raises InputError for a name that timm does not know.
+    """
+    from clear.card import EncoderCard, WeightSource
+
+    if not timm.is_model(model):
+        raise InputError(f"--model timm:{model}: timm {timm.__version__} has no such model; see timm.list_models()")
+    config = timm.get_pretrained_cfg(model)
+    if config is None:
+        raise InputError(f"--model timm:{model}: timm knows no pretrained weights of that name; see its model list")
+    data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
+    base, _, _ = model.partition(".")
+    with torch.device("meta"):
+        network = timm.create_model(model, pretrained=False)
+    pooling = "mean_norm" if type(network).__name__ == "MambaOut" else "native"
+    classifier = config.classifier if isinstance(config.classifier, tuple | list) else (config.classifier,)
+    side = int(data["input_size"][-1])
+    fixed = hasattr(network, "pos_embed") and network.pos_embed is not None
+    return EncoderCard(
+        name=f"timm:{model}",
+        architecture=f"timm:{base}",
+        dim=int(network.num_features if pooling == "mean_norm" else network.head_hidden_size),
+        source=WeightSource("hub", str(config.hf_hub_id), "model.safetensors"),
+        trained_on=f"trained as timm states for {model}",
+        settings={"img_size": side} if fixed else {},
+        input_size=side,
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        resize="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
+        pooling=pooling,  # type: ignore[arg-type]  # one of the two words above
+        ignored=("head.pre_logits.", "head.fc.") if pooling == "mean_norm" else tuple(f"{c}." for c in classifier if c),
+        licence=str(config.license or "see its page on the hub"),
+        citation=f"timm model {model} ({config.paper_name or config.origin_url or 'see its page on the hub'})",
+    )
+
+
+def _official_mambaout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """yuweihao/MambaOut's names to timm's; whatever is not of a MambaOut stays as it is."""
+    if "downsample_layers.0.conv1.weight" not in tensors:
+        return tensors
+    out = {}
+    for name, tensor in tensors.items():
+        name = re.sub(r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2.", name)
+        name = re.sub(r"^downsample_layers\.0\.", "stem.", name)
+        name = re.sub(r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample.", name)
+        name = re.sub(r"^head\.fc1\.", "head.pre_logits.fc.", name)
+        name = re.sub(r"^head\.norm\.", "head.pre_logits.norm.", name)
+        name = re.sub(r"^head\.fc2\.", "head.fc.", name)
+        out[re.sub(r"^norm\.", "head.norm.", name)] = tensor
+    return out

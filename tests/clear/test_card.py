@@ -9,8 +9,21 @@ import pytest
 from clear.card import EncoderCard, read_card, write_card
 from clear.encoders import ENCODERS
 from clear.errors import InputError
+from clear.volume_input import VolumeInput
+from clear.windows import ABDOMEN, LUNG, Window
 
 CARD = ENCODERS["mambaout-lecl"]
+BONE = Window("bone", -450, 1050)
+WHOLE = VolumeInput(
+    spacing_mm=(3.0, 1.5, 1.5),
+    shape=(16, 24, 32),
+    hu=(-1000, 1000),
+    out=(0.0, 1.0),
+    pad=0.0,
+    axes="RAS",
+    grid="extent",
+    clip="before",
+)
 
 
 @pytest.mark.parametrize("card", ENCODERS.values(), ids=list(ENCODERS))
@@ -36,6 +49,14 @@ def test_the_digest_sees_all_that_changes_features_and_nothing_else() -> None:
         replace(CARD, std=(1.0, 1.0, 1.0)),
         replace(CARD, channels=1, mean=(0.5,), std=(0.5,)),
         replace(CARD, field_of_view_mm=300.0),
+        replace(CARD, channel_windows=(LUNG, ABDOMEN, BONE)),
+        replace(CARD, channel_windows=(ABDOMEN, LUNG, BONE)),
+        replace(CARD, intensity="slice_zscore"),
+        replace(CARD, volume=WHOLE),
+        replace(CARD, volume=replace(WHOLE, axes="LPS")),
+        replace(CARD, channels=1, mean=(0.5,), std=(0.5,), stem_mean=(0.4, 0.5, 0.6), stem_std=(1.0, 1.0, 1.0)),
+        replace(CARD, settings={"output": "other"}),
+        replace(CARD, positions="dinov2"),
     ]
     assert len({card.digest("w") for card in same}) == 1
     assert len({card.digest("w") for card in [CARD, *different]} | {CARD.digest("v")}) == len(different) + 2
@@ -68,3 +89,27 @@ def test_a_file_that_is_no_card_is_named(tmp_path: Path, content: str) -> None:
 def test_a_missing_card_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a card\.json beside weights\.safetensors"):
         read_card(tmp_path)
+
+
+def test_windows_and_volumes_of_a_cards_own_survive_json() -> None:
+    for card in (replace(CARD, channel_windows=(LUNG, ABDOMEN, BONE)), replace(CARD, volume=WHOLE)):
+        assert EncoderCard.from_dict(json.loads(json.dumps(card.as_dict()))) == card
+
+
+def test_an_encoder_that_prepares_values_itself_has_one_window_of_its_own() -> None:
+    assert CARD.own_windows == ()
+    stacked = replace(CARD, channel_windows=(LUNG, ABDOMEN, BONE))
+    assert stacked.own_windows == (Window("lung+abdomen+bone", -1500, 1050, "encoder"),)
+    assert replace(CARD, volume=WHOLE).own_windows == (Window("mambaout-lecl", -1000, 1000, "encoder"),)
+    assert replace(CARD, intensity="slice_zscore").own_windows[0].kind == "encoder"
+
+
+def test_contradictory_cards_are_refused() -> None:
+    with pytest.raises(InputError, match="2 channel windows for 3 channels"):
+        replace(CARD, channel_windows=(LUNG, ABDOMEN))
+    with pytest.raises(InputError, match="exclude each other"):
+        replace(CARD, channel_windows=(LUNG, ABDOMEN, BONE), volume=WHOLE)
+    with pytest.raises(InputError, match="of a card with 1 channel"):
+        replace(CARD, stem_mean=(0.1, 0.2, 0.3), stem_std=(1.0, 1.0, 1.0))
+    with pytest.raises(InputError, match="intensity is 'raw'"):
+        replace(CARD, intensity="raw")

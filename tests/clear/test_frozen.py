@@ -9,10 +9,10 @@ import torch
 
 from clear.card import EncoderCard, WeightSource
 from clear.errors import InputError, ScanRefused, WeightsError
+from clear.export import export_encoder
 from clear.frozen import Encoder, choose_device, choose_precision, load_encoder
 from clear.volume import Volume, stack_geometry
 from clear.windows import ABDOMEN, LUNG
-from pretrain.export import export_encoder
 from pretrain.initialise import random_network
 
 CARD = EncoderCard(
@@ -130,7 +130,9 @@ def test_random_networks_depend_on_their_seed_alone() -> None:
 
 
 def test_unknown_names_devices_and_precisions_are_explained() -> None:
-    with pytest.raises(InputError, match=r"no such encoder\. Expected one of mambaout-lecl"):
+    with pytest.raises(
+        InputError, match=r"no such encoder\. Did you mean mambaout-lecl .*Expected one of mambaout-lecl"
+    ):
         load_encoder("mambaout-huge")
     with pytest.raises(InputError, match="expected auto, cpu"):
         choose_device("tpu-or-so")

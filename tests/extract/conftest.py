@@ -22,6 +22,7 @@ from clear.windows import Window
 class FakeCard:
     dim: int
     input_size: int = 8
+    own_windows: tuple[Window, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {"dim": self.dim, "input_size": self.input_size, "mean": (0.5,), "source": {"kind": "bundled"}}

@@ -54,6 +54,7 @@ def test_output_names_hold_the_model(tmp_path: Path):
 def test_no_path_of_this_machine_gets_into_the_header(encoder, monkeypatch: pytest.MonkeyPatch):
     class Card:
         preprocessing: dict[str, int] = {}  # noqa: RUF012
+        own_windows = ()
 
         def as_dict(self):
             return {"source": {"kind": "file", "place": "/home/somebody/weights.safetensors"}}
@@ -84,9 +85,9 @@ def test_ids_that_cannot_be_stored_are_escaped(scans):
     assert [scan.scan_id for scan in with_clean_ids([odd, scans[1]])] == ["scan-001", "z\\udcff"]
 
 
-def test_a_row_is_the_same_from_reading_and_from_the_plan(scans, reader):
+def test_a_row_is_the_same_from_reading_and_from_the_plan(scans, reader, encoder):
     volume = reader(scans[1])
-    row = row_for(scans[1], volume, volume.digest, 2)
+    row = row_for(scans[1], volume, volume.digest, header_for(encoder, CT_DEFAULT, batch=4, dtype="float16"))
     assert with_plan(row, scans[1]) == row
     assert row.length == 2 * volume.n_slices
     assert volume_bytes(scans[1]) == volume.voxels.nbytes

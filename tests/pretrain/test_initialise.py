@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from clear.card import read_card
-from clear.encoders import ENCODERS
 from clear.frozen import Encoder, load_encoder
 from clear.phantoms import draw_patient
-from pretrain.initialise import centre_embeddings, filter_bank_network, main, random_network
+from pretrain.initialise import BUNDLED, centre_embeddings, filter_bank_network, main, random_network
 
-CARD = ENCODERS["mambaout-lecl"]
+CARD = BUNDLED
 SMALL = replace(CARD, dim=24, settings={"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 24)}, input_size=64)
 
 

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from clear.backbones import build, convert
-from clear.backbones.timm_models import resize_positions
+from clear.backbones.positions import resize_positions
 from clear.card import EncoderCard, WeightSource
 from clear.checkpoints import load_strictly
 from clear.encoders import ENCODERS
@@ -71,7 +71,7 @@ def test_dinov2_at_its_own_and_another_size_gives_the_authors_class_token(shared
 
 def test_dinov2_positions_are_resized_as_its_authors_do(shared_data: Path) -> None:
     fixture = np.load(shared_data / "fixtures" / "dinov2_vit_tiny.npz", allow_pickle=False)
-    resized = resize_positions(torch.from_numpy(fixture["sd/pos_embed"]), 8)
+    resized = resize_positions(torch.from_numpy(fixture["sd/pos_embed"]), 8, "dinov2")
     assert np.abs(resized.numpy() - fixture["out/pos_embed_large"]).max() < 1e-5
 
 
@@ -96,7 +96,7 @@ def test_an_architecture_that_does_not_exist_is_named() -> None:
     with pytest.raises(InputError, match="no model 'mambaout_giant'"):
         build(replace(ENCODERS["mambaout-femto"], architecture="timm:mambaout_giant"))
     with pytest.raises(InputError, match="is of no known family"):
-        build(replace(ENCODERS["mambaout-femto"], architecture="vmamba"))
+        build(replace(ENCODERS["mambaout-femto"], architecture="mamba:large"))
     with pytest.raises(InputError, match="the card says d = 99, but mambaout_femto has 288"):
         build(replace(ENCODERS["mambaout-femto"], dim=99))
     with pytest.raises(InputError, match="cannot build"):

@@ -1,0 +1,239 @@
+"""Merlin's image encoder: a ResNet-152 inflated to three dimensions, for abdominal CT as one volume.
+
+Written from the structure of StanfordMIMI/Merlin, class `I3ResNet` (Blankemeier et al., Nature 2026), with its tensor
+names untouched: `encode_image.i3_resnet.*`. A checkpoint also holds a text encoder and two heads on the global mean;
+of these, only the head that the card's output needs is part of the network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clear.errors import InputError, WeightsError
+
+if TYPE_CHECKING:
+    from clear.card import EncoderCard
+
+PREFIX = "encode_image.i3_resnet."
+EXPANSION = 4  # a bottleneck's output over its width
+# output: the head that gives it, and the setting that says how wide it is
+HEADS = {
+    "embedding": None,
+    "contrastive": ("contrastive_head", "contrastive_dim"),
+    "phenotypes": ("classifier", "class_nb"),
+}
+SETTINGS: dict[str, Any] = {
+    "output": "embedding",
+    "layers": (3, 8, 36, 3),
+    "planes": (64, 128, 256, 512),
+    "stem": 64,
+    "contrastive_dim": 512,
+    "class_nb": 1692,
+}
+MODELS = {"i3_resnet152": SETTINGS}
+# tensors of the whole model that no image embedding needs, beside the heads
+NOT_IMAGE = ("encode_text.", "logit_scale")
+
+
+class MerlinEncoder(nn.Module):
+    """Merlin's embedding of a volume.
+
+    output: `embedding`, the global mean of the last map (2048 values); `contrastive`, that mean through the head that
+    was aligned with reports (512 values, not normalised); `phenotypes`, 1692 logits.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        layers: tuple[int, ...],
+        planes: tuple[int, ...],
+        stem: int,
+        contrastive_dim: int,
+        class_nb: int,
+    ) -> None:
+        super().__init__()
+        if min(*layers, *planes, stem, contrastive_dim, class_nb) < 1:
+            raise ValueError("all numbers must be positive")
+        head = HEADS[output]
+        self.head = head[0] if head else None
+        widths = {"contrastive_dim": contrastive_dim, "class_nb": class_nb}
+        self.dim = widths[head[1]] if head else EXPANSION * planes[-1]
+        heads = {head[0]: self.dim} if head else {}
+        self.encode_image = nn.ModuleDict({"i3_resnet": I3ResNet(layers, planes, stem, heads)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, x, y, z), grown to the patient's right, front and head, in 0..1, to (N, d)."""
+        network: I3ResNet = self.encode_image["i3_resnet"]  # type: ignore[assignment]  # the one put in above
+        pooled: Tensor = network(x).mean(dim=(2, 3, 4))
+        if self.head is None:
+            return pooled
+        head: nn.Conv3d = getattr(network, self.head)
+        return functional.linear(pooled, head.weight.flatten(1), head.bias).float()
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """(N, 1, x, y, z) to the last map, channels last: (N, z / 32, x / 32, y / 32, 2048), halves rounded up."""
+        maps: Tensor = self.encode_image["i3_resnet"](x)
+        return maps.movedim(1, -1)
+
+
+class I3ResNet(nn.Module):
+    """The inflated ResNet up to its last map, with the heads named in `heads` (name to width) as 1x1x1 convolutions."""
+
+    def __init__(self, layers: tuple[int, ...], planes: tuple[int, ...], stem: int, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(3, stem, (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False)
+        self.bn1 = nn.BatchNorm3d(stem)
+        channels = stem
+        for i, (depth, width) in enumerate(zip(layers, planes, strict=True)):
+            blocks = []
+            for j in range(depth):
+                blocks.append(Bottleneck(channels, width, stride=2 if i and not j else 1))
+                channels = EXPANSION * width
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        self.n_layers = len(layers)
+        for name, width in heads.items():
+            self.add_module(name, nn.Conv3d(channels, width, 1))
+
+    def stem(self, x: Tensor) -> Tensor:
+        """(N, 1, x, y, z) to (N, stem, z / 2, x / 4, y / 4).
+
+        The published class repeats the grey channel three times. Summing the kernel over its three inputs is the same
+        product at a third of the work and of the memory.
+        """
+        weight = self.conv1.weight.float().sum(dim=1, keepdim=True)
+        x = x.permute(0, 1, 4, 2, 3)
+        x = functional.conv3d(x, weight, None, self.conv1.stride, self.conv1.padding)
+        x = functional.relu_(self.bn1(x))
+        return functional.max_pool3d(x, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1, x, y, z) to the last map (N, C, t, h, w): t along z, h along x, w along y; float32."""
+        x = self.stem(x).float()
+        for i in range(self.n_layers):
+            x = getattr(self, f"layer{i + 1}")(x)
+        return x
+
+
+class Bottleneck(nn.Module):
+    """1x1x1, 3x3x3 (which carries the stride, in all three directions), 1x1x1, each normalised, plus the shortcut.
+
+    The sum that runs through all fifty blocks is kept in float32 under autocast.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        wide = EXPANSION * width
+        self.conv1 = nn.Conv3d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm3d(width)
+        self.conv2 = nn.Conv3d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm3d(width)
+        self.conv3 = nn.Conv3d(width, wide, 1, bias=False)
+        self.bn3 = nn.BatchNorm3d(wide)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels != wide:
+            self.downsample = nn.Sequential(
+                nn.Conv3d(channels, wide, 1, stride=stride, bias=False), nn.BatchNorm3d(wide)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, t, h, w) to (N, 4 width, t', h', w')."""
+        y = functional.relu_(self.bn1(self.conv1(x)))
+        y = functional.relu_(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y)).float()
+        return functional.relu_(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def build(card: EncoderCard) -> nn.Module:
+    """The card's network in eval mode, with weights as constructed. Settings: see SETTINGS.
+
+    Raises InputError when the model or a setting is unknown, or the width is not the card's dim.
+    """
+    _, _, model = card.architecture.partition(":")
+    if model not in MODELS:
+        raise InputError(f"encoder {card.name}: merlin has no model {model!r}; expected {', '.join(MODELS)}")
+    settings = {**MODELS[model], **card.settings}
+    if surplus := sorted(set(settings) - set(SETTINGS)):
+        raise InputError(
+            f"encoder {card.name}: unknown setting(s) {', '.join(surplus)}; merlin knows {', '.join(SETTINGS)}"
+        )
+    if settings["output"] not in HEADS:
+        raise InputError(f"encoder {card.name}: output is {settings['output']!r}; expected one of {', '.join(HEADS)}")
+    try:
+        network = MerlinEncoder(**settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"encoder {card.name}: merlin cannot build {model} with {dict(card.settings)}") from error
+    if network.dim != card.dim:
+        raise InputError(f"encoder {card.name}: the card says d = {card.dim}, but {model} gives {network.dim}")
+    return network.eval()
+
+
+def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint's tensors without the text encoder and without heads that the card's output does not use.
+
+    The whole model is bare or under `module.`; the image encoder alone may stand without `encode_image.i3_resnet.`.
+    """
+    own = network.state_dict()
+    unused = tuple(f"{PREFIX}{head[0]}." for head in HEADS.values() if head and f"{PREFIX}{head[0]}.weight" not in own)
+    return {
+        name: tensor
+        for name, tensor in _unwrapped(tensors).items()
+        if not name.startswith(card.ignored) and not name.startswith(NOT_IMAGE) and not name.startswith(unused)
+    }
+
+
+def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a card must say for a network that takes these tensors, read from their shapes; output is `embedding`.
+
+    Raises WeightsError when they are not Merlin's.
+    """
+    names = _unwrapped(tensors)
+    blocks = [re.fullmatch(rf"{re.escape(PREFIX)}layer(\d+)\.(\d+)\.conv1\.weight", name) for name in names]
+    found = [(int(match[1]), int(match[2])) for match in blocks if match]
+    stem, heads = names.get(f"{PREFIX}conv1.weight"), {}
+    if stem is None or stem.dim() != 5 or not found:
+        raise WeightsError(f"not Merlin's weights: expected tensors named {PREFIX}*, with kernels of three dimensions")
+    for head, setting in filter(None, HEADS.values()):
+        weight = names.get(f"{PREFIX}{head}.weight")
+        heads[setting] = SETTINGS[setting] if weight is None else len(weight)
+    layers = tuple(1 + max(j for i, j in found if i == layer) for layer in sorted({i for i, _ in found}))
+    planes = tuple(len(names[f"{PREFIX}layer{i + 1}.0.conv1.weight"]) for i in range(len(layers)))
+    settings = {**SETTINGS, "layers": layers, "planes": planes, "stem": len(stem), **heads}
+    return {
+        "architecture": "merlin:i3_resnet152",
+        "dim": EXPANSION * planes[-1],
+        "settings": {name: value for name, value in settings.items() if value != SETTINGS[name] or name == "output"},
+    }
+
+
+def inflate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A torchvision ResNet's tensors (2D) under Merlin's names, as the image encoder starts its training (Carreira and
+    Zisserman, CVPR 2017, but with the kernel in the middle step instead of spread over all three).
+
+    k x k kernels become 3 x k x k, zero before and after; 1 x 1 ones 1 x 1 x 1; normalisation stays. The classifier of
+    photographs (`fc.*`) has no place and is left out, and heads are not made up.
+    """
+    out = {}
+    for name, tensor in tensors.items():
+        if name.startswith("fc."):
+            continue
+        if tensor.dim() == 4:
+            depth = 1 if tensor.shape[-1] == 1 else 3
+            kernel = tensor.new_zeros(*tensor.shape[:2], depth, *tensor.shape[2:])
+            kernel[:, :, depth // 2] = tensor
+            tensor = kernel
+        out[PREFIX + name] = tensor
+    return out
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same under their official names."""
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    if "conv1.weight" in tensors:
+        tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
+    return dict(tensors)

@@ -1,0 +1,56 @@
+"""Folding a stem of three colour channels into one grey channel, which must not change the embedding.
+
+A grey value g reaches a colour network as x_c = (g - m_c) / s_c in each channel c. With one channel of mean m and
+standard deviation s, x = (g - m) / s, so x_c = (s x + m - m_c) / s_c, and a convolution of the x_c is one of x with
+
+    w = Σ_c w_c s / s_c        and        b' = b + Σ_c Σ_pixels w_c (m - m_c) / s_c
+
+The second sum assumes that every pixel under the filter is there. A padded stem pads the x_c with 0, which is another
+grey value in each channel, so it is folded only where all channels have the same mean and deviation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from clear.errors import WeightsError
+
+if TYPE_CHECKING:
+    from clear.card import EncoderCard
+
+
+def fold_stem(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The tensors with a stem of one channel where theirs has three and the network's one; else unchanged.
+
+    `card.stem_mean` and `card.stem_std` are what the three channels were trained with. Raises WeightsError where
+    folding would move embeddings.
+    """
+    own = network.state_dict()
+    names = [
+        name
+        for name, tensor in tensors.items()
+        if name in own and tensor.ndim == 4 and tensor.shape[1] == 3 and own[name].shape[1] == 1
+    ]
+    for name in names:
+        stem = network.get_submodule(name.removesuffix(".weight"))
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (card.stem_mean, card.stem_std))
+        own_mean, own_std = card.mean[0], card.std[0]
+        shift = ((own_mean - mean) / std)[None, :, None, None]
+        weight = tensors[name].double()
+        constant = (weight * shift).sum(dim=(1, 2, 3))
+        padded = not isinstance(stem, nn.Conv2d) or stem.padding != (0, 0)
+        if padded and bool((shift.abs() > 1e-12).any()):
+            raise WeightsError(
+                f"encoder {card.name}: its padded stem {name} cannot be folded into one channel, because the colour "
+                f"channels have different means ({card.stem_mean}); use a card with 3 channels"
+            )
+        bias = name.removesuffix("weight") + "bias"
+        if bias not in tensors and bool((constant.abs() > 1e-12).any()):
+            raise WeightsError(f"encoder {card.name}: its stem {name} has no bias to take up the colour means")
+        tensors[name] = (weight * (own_std / std)[None, :, None, None]).sum(dim=1, keepdim=True).float()
+        if bias in tensors:
+            tensors[bias] = (tensors[bias].double() + constant).float()
+    return tensors

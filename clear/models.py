@@ -1,0 +1,298 @@
+"""`clear models`: which encoders there are, what each is, where its weights lie, and whether they are the right ones.
+
+`table` and `describe` only read the registry and this machine's disk. `convert` makes an encoder card of a checkpoint
+as its authors publish it; `verify` loads an encoder and compares it with what is known of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from clear.card import WEIGHTS_FILE, EncoderCard, WeightSource
+from clear.encoders import ENCODERS
+from clear.errors import InputError, WeightsError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from clear.volume import Volume
+
+SHOWN = 6  # values of an output that are shown and compared
+OUTPUT_RTOL, OUTPUT_ATOL = 1e-3, 1e-3  # between processors; another input or pooling moves values by far more
+
+ABSENT = {
+    "hub": "on the hub",
+    "url": "on its authors' page",
+    "none": "not published",
+    "file": "missing",
+    "bundled": "missing in the package",
+}
+
+
+def table() -> pl.DataFrame:
+    """A row an encoder: name, d, input, windows, licence, trained on, and where its weights are on this machine."""
+    import polars as pl
+
+    rows = [
+        {
+            "name": card.name,
+            "d": card.dim,
+            "input": input_text(card),
+            "windows": window_text(card),
+            "licence": card.licence,
+            "trained on": card.trained_on,
+            "weights": weights_text(ENCODERS[card.name]),
+        }
+        for card in map(as_installed, ENCODERS.values())
+    ]
+    return pl.DataFrame(rows)
+
+
+def table_text() -> str:
+    """The table for a terminal, one line an encoder."""
+    shown = table().drop("trained on")
+    rows = [shown.columns, *[[str(cell) for cell in row] for row in shown.rows()]]
+    limits = {"licence": 28}
+    cells = [
+        [_short(cell, limits.get(name, 200)) for name, cell in zip(shown.columns, row, strict=True)] for row in rows
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(shown.columns))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def describe(name: str) -> dict[str, str]:
+    """Everything a card says, by field, for reading. Raises InputError for an unknown name."""
+    from clear.frozen import find_card
+
+    registered = find_card(name)
+    card, source = as_installed(registered), registered.source
+    is_slices = card.volume is None
+    other = f"{registered.dim} values from {input_text(registered)} ({registered.architecture}; any size of it)"
+    size = f", {source.size_mb:.0f} MB" if source.size_mb else ""
+    return {
+        "name": card.name,
+        "architecture": card.architecture,
+        "settings": ", ".join(f"{key} = {value}" for key, value in card.settings.items()) or "none",
+        "embedding": f"{card.dim} values, {card.pooling.replace('_', ' ')}",
+        "input": input_text(card),
+        "windows": window_text(card),
+        "mean": ", ".join(f"{value:g}" for value in card.mean) if is_slices else "",
+        "std": ", ".join(f"{value:g}" for value in card.std) if is_slices else "",
+        "modalities": ", ".join(card.modalities) or "any",
+        "planes": ", ".join(card.planes) or "any",
+        "bfloat16": "where the hardware has it" if card.bfloat16 else "refused",
+        "trained on": card.trained_on,
+        "weights": weights_text(registered),
+        "with yours": other if registered.any_size else "",
+        "source": f"{source.kind}: {source.place}, {source.file}{size}{', gated' if source.gated else ''}",
+        "licence": card.licence,
+        "citation": card.citation,
+        "not verified": card.unverified or ("" if source.verified else "the published file was not seen"),
+    }
+
+
+def input_text(card: EncoderCard) -> str:
+    """What goes in, in a few words: `224 px`, or a volume's size and spacing."""
+    if card.volume is not None:
+        spec = card.volume
+        size, spacing = (" x ".join(f"{v:g}" for v in values) for values in (spec.shape, spec.spacing_mm))
+        return f"volume {size} at {spacing} mm"
+    field = "" if card.field_of_view_mm is None else f" of {card.field_of_view_mm:g} mm"
+    return f"{card.input_size} px{field}"
+
+
+def window_text(card: EncoderCard) -> str:
+    """Which windows it takes: its own, those it was trained for, or any."""
+    if card.own_windows:
+        window = card.own_windows[0]
+        return f"its own ({window.name})" if card.volume is None else "its own"
+    return ", ".join(card.windows) or "any"
+
+
+def weights_text(card: EncoderCard) -> str:
+    """Where the weights are on this machine, or how they come here."""
+    from clear.checkpoints import BUNDLED, local_weights
+
+    place = local_weights(card)
+    if place is not None:
+        return "in the package" if BUNDLED in place.parents else str(place)
+    return ABSENT[card.source.kind] + (", licence to accept there" if card.source.gated else "")
+
+
+def as_installed(card: EncoderCard) -> EncoderCard:
+    """The card that `--model NAME` means here: that of the package's own weights where nothing stands before them."""
+    from clear.card import read_card
+    from clear.checkpoints import BUNDLED, local_weights
+
+    place = local_weights(card)
+    return replace(read_card(place.parent), name=card.name) if place and BUNDLED in place.parents else card
+
+
+def convert(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    arch: str | None = None,
+    branch: str | None = None,
+    name: str | None = None,
+    trained_on: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> EncoderCard:
+    """A checkpoint as its authors publish it (MoCo, LeCL, DINO, official, open_clip, Hugging Face) as an encoder card.
+
+    arch: the registered encoder (or card) whose architecture, preprocessing and pooling it shares; without it the
+    family is recognised by the tensors' names, and size and width are read off their shapes. branch: `momentum` or
+    `student` instead of the trained encoder or the teacher. name, trained_on: what the card says. changes: fields of
+    the card, for what shapes do not tell (`input_size`, `pooling`, `mean`, `settings.num_heads`, ...).
+    Returns the card that was written. Raises WeightsError when the tensors fit no family, or not the one named.
+    """
+    from clear.backbones import build, fitted_card
+    from clear.backbones import convert as renamed
+    from clear.checkpoints import Branch, load_strictly, read_tensors
+    from clear.export import export_encoder
+    from clear.frozen import find_card
+
+    if branch not in (None, *get_args(Branch)):
+        raise InputError(f"--branch {branch}: expected one of {', '.join(get_args(Branch))}")
+    tensors = read_tensors(checkpoint, cast("Branch | None", branch))
+    base = recognised(tensors, str(checkpoint)) if arch is None else find_card(arch)
+    card = with_changes(fitted_card(with_changes(base, changes or {}), tensors), changes or {})
+    network = build(card)
+    load_strictly(network, renamed(card, tensors, network), str(checkpoint))
+    card = replace(
+        card,
+        name=name or checkpoint.name.partition(".")[0].lower().replace("_", "-"),
+        trained_on=trained_on or f"converted from {checkpoint.name}; what it was trained on is not recorded",
+        source=WeightSource("file", WEIGHTS_FILE, WEIGHTS_FILE),
+        any_size=False,
+        ignored=(),
+        unverified="" if arch else f"preprocessing and pooling, taken as those of {base.name}",
+    )
+    export_encoder(card, network, folder)
+    return card
+
+
+def recognised(tensors: Mapping[str, Any], origin: str) -> EncoderCard:
+    """A registered card of the family that these tensors are of, taking any size.
+
+    Raises WeightsError when no family knows them; then `--arch` must name one.
+    """
+    from clear.backbones import variant
+
+    seen = set()
+    for card in ENCODERS.values():
+        family = card.architecture.partition(":")[0]
+        if family in seen:
+            continue
+        seen.add(family)
+        try:
+            variant(card, tensors)
+        except WeightsError:
+            continue
+        return replace(card, any_size=True, windows=(), modalities=(), planes=(), licence="", citation="")
+    raise WeightsError(
+        f"{origin}: its tensors are of no family that is recognised by itself (they begin "
+        f"{', '.join(sorted(tensors)[:3])}). Name the encoder that it is like with --arch (see `clear models`)"
+    )
+
+
+def with_changes(card: EncoderCard, changes: Mapping[str, Any]) -> EncoderCard:
+    """The card with fields set, those of `settings` as `settings.NAME`; lists become tuples.
+
+    Raises InputError for a field that a card does not have.
+    """
+    known = {field.name for field in fields(card)}
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    own: dict[str, Any] = {key: value for key, value in plain.items() if not key.startswith("settings.")}
+    if surplus := sorted(set(own) - known):
+        raise InputError(f"--set {surplus[0]}: a card has no such field; expected one of {', '.join(sorted(known))}")
+    inner = {key.removeprefix("settings."): value for key, value in plain.items() if key.startswith("settings.")}
+    if inner:
+        own["settings"] = {**card.settings, **inner}
+    return replace(card, **own)
+
+
+def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """FIELD=VALUE texts as `with_changes` takes them; values are JSON where they parse as it, else text.
+
+    >>> parse_changes(["input_size=256", "pooling=patch_mean", "mean=[0.5, 0.5, 0.5]"])
+    {'input_size': 256, 'pooling': 'patch_mean', 'mean': [0.5, 0.5, 0.5]}
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {text}: expected FIELD=VALUE, as in input_size=256")
+        try:
+            changes[key] = json.loads(value)
+        except ValueError:
+            changes[key] = value
+    return changes
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` saw. tensors: sha256 over all tensors; output: first values on the fixed input; agrees: None when
+    the registry knows neither, else whether what it knows is what was found."""
+
+    name: str
+    tensors: str
+    output: tuple[float, ...]
+    agrees: bool | None
+
+    def summary(self) -> str:
+        """One paragraph: the digest, the values, the verdict."""
+        verdict = {
+            None: "The registry knows no digest of it to compare with; these are what to compare between machines.",
+            True: "Both agree with the registry.",
+            False: "They DIFFER from the registry: these are other weights than those this clear was checked with.",
+        }[self.agrees]
+        values = ", ".join(f"{value:.4f}" for value in self.output)
+        lines = [f"{self.name}: loaded, every tensor in its place", f"tensors  {self.tensors}"]
+        return "\n".join([*lines, f"output   {values}, ...", verdict])
+
+
+def verify(name: str, weights: Path | str | None = None) -> Verified:
+    """Load an encoder, run it on a fixed input in float32 on the CPU, and compare with what the registry knows.
+
+    Raises WeightsError when its weights are absent or do not fit.
+    """
+    import numpy as np
+
+    from clear.checkpoints import digest_of
+    from clear.frozen import find_card, load_encoder
+
+    encoder = load_encoder(name, weights, device="cpu", precision="float32")
+    digest = digest_of(encoder.network)
+    output = encoder.encode(fixed_volume())[0]
+    first = tuple(float(value) for value in output[:SHOWN])
+    known = find_card(name).source if weights is None and from_package(name) else encoder.card.source
+    agrees: bool | None = None
+    if known.sha256 or known.output:
+        same = not known.output or bool(np.allclose(first, known.output, rtol=OUTPUT_RTOL, atol=OUTPUT_ATOL))
+        agrees = same and (not known.sha256 or known.sha256 == digest)
+    return Verified(encoder.name, digest, first, agrees)
+
+
+def from_package(name: str) -> bool:
+    """Whether `--model NAME` loads weights that come with the package."""
+    from clear.checkpoints import BUNDLED, local_weights
+
+    place = local_weights(ENCODERS[name]) if name in ENCODERS else None
+    return place is not None and BUNDLED in place.parents
+
+
+def fixed_volume() -> Volume:
+    """A small synthetic chest (4 slices of 96 pixels), the same on every machine."""
+    from clear.phantoms import draw_patient
+
+    volume = draw_patient(seed=0, index=0, matrix=96, slices=4).series[0].volume
+    return volume

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from aggregate.packed import PackedRows
 from aggregate.targets import Targets
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.label_join import Joined
 from clear.tables import some
-from clear.tasks import Endpoint
 from clear.windows import Window, parse_window
 
 

@@ -33,8 +33,8 @@ from safetensors.torch import load_file, save_file
 
 from aggregate.aggregators import Aggregator, build_aggregator
 from clear.atomic import output_errors, rename_into_place, write_aside
+from clear.endpoints import Endpoint
 from clear.errors import InputError
-from clear.tasks import Endpoint
 
 FORMAT = "clear-run"
 VERSION = 1

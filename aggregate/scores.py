@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from aggregate.intervals import bca_interval, clustered_auroc, logit_interval, resample
 from aggregate.metrics import METRICS, Metric, plain
-from clear.tasks import Endpoint
+from clear.endpoints import Endpoint
 
 Floats = NDArray[np.float64]
 CONDITIONAL = "conditional on the fitted models"

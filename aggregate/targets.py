@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from clear.tasks import Endpoint
+from clear.endpoints import Endpoint
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from typing import Any
 
 import polars as pl
 
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.labels import ID_COLUMNS, Labels, find_id_column, known_ids
 from clear.tables import need_column, read_table, some
-from clear.tasks import JOIN_RULES, Endpoint, JoinRule
+from clear.tasks import JOIN_RULES, JoinRule
 
 
 @dataclass(frozen=True)

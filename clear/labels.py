@@ -22,9 +22,10 @@ from typing import NoReturn
 import polars as pl
 
 from clear.atomic import output_errors, write_aside
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.tables import need_column, read_table, some
-from clear.tasks import Endpoint, Task
+from clear.tasks import Task
 
 ID_COLUMNS = ("scan_id", "series_uid", "study_uid", "patient_id")
 _ALIASES = {

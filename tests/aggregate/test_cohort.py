@@ -8,9 +8,9 @@ import pytest
 
 from aggregate.cohort import build_cohort, choose_windows, usable_endpoints
 from clear.bags import Bags
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.label_join import Joined
-from clear.tasks import Endpoint
 from clear.windows import ABDOMEN, LUNG, Window
 
 Y = Endpoint("y", "binary", ("absent", "present"))

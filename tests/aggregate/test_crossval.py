@@ -21,10 +21,11 @@ from aggregate.folds import read_folds
 from aggregate.packed import PackedRows
 from aggregate.run import fold_name
 from clear.bags import Bags
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.label_join import join_labels
 from clear.labels import read_labels, write_labels
-from clear.tasks import PRESETS, TASKS, Endpoint, Task, target_task
+from clear.tasks import PRESETS, TASKS, Task, target_task
 from clear.windows import LUNG
 
 QUICK = {"epochs": 3, "batch": 8, "lr": 1e-3, "progress": False}

@@ -10,8 +10,9 @@ from aggregate.aggregators import build_aggregator, predict
 from aggregate.fit import Fitted, Plan, fit, run_epoch, training_precision
 from aggregate.packed import PackedRows
 from aggregate.targets import Targets
+from clear.endpoints import Endpoint
 from clear.errors import InputError
-from clear.tasks import PRESETS, Endpoint, Preset
+from clear.tasks import PRESETS, Preset
 
 QUICK = Preset("quick", lr=1e-3, batch=8, epochs=6, patience=3)
 

@@ -11,7 +11,8 @@ from aggregate.folds import make_folds
 from aggregate.metrics import auroc, plain
 from aggregate.packed import PackedRows
 from aggregate.targets import Targets
-from clear.tasks import Endpoint, Preset
+from clear.endpoints import Endpoint
+from clear.tasks import Preset
 
 SMALL = Preset("small", lr=1e-3, batch=16, epochs=3, patience=2)
 

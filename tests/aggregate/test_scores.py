@@ -9,7 +9,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from aggregate.intervals import clustered_auroc, logit_interval
 from aggregate.scores import CONDITIONAL, metrics_table
-from clear.tasks import METRICS, Endpoint
+from clear.endpoints import Endpoint
+from clear.tasks import METRICS
 
 A = Endpoint("a", "binary", ("absent", "present"))
 B = Endpoint("b", "binary", ("absent", "present"))

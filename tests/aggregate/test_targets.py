@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from aggregate.targets import Targets, loss_sum, probabilities
-from clear.tasks import Endpoint
+from clear.endpoints import Endpoint
 
 BINARY = Endpoint("a", "binary", ("absent", "present"))
 STAGE = Endpoint("stage", "multiclass", ("I", "II", "III"))

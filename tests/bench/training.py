@@ -18,7 +18,7 @@ from aggregate.aggregators import build_aggregator
 from aggregate.fit import run_epoch, training_precision
 from aggregate.packed import PackedRows
 from aggregate.targets import Targets
-from clear.tasks import Endpoint
+from clear.endpoints import Endpoint
 
 BAGS, DIM, LABELS, BATCH, PADDED = 256, 768, 8, 128, 512
 ROUNDS = 5

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.labels import (
     Labels,
@@ -18,7 +19,7 @@ from clear.labels import (
     read_saved_labels,
     write_labels,
 )
-from clear.tasks import Endpoint, Task, target_task
+from clear.tasks import Task, target_task
 
 
 def parse(values: list[str | None], endpoint: Endpoint | None = None):

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.label_readers import READERS
-from clear.tasks import METRICS, PRESETS, TASKS, Endpoint, Preset, Task, load_task, target_task
+from clear.tasks import METRICS, PRESETS, TASKS, Preset, Task, load_task, target_task
 from clear.windows import ABDOMEN, LUNG
 
 

@@ -79,25 +79,32 @@ class Cohort:
         return np.concatenate([np.arange(part.start, part.stop, part.step or 1) for part in self.parts[bag]])
 
 
-def build_cohort(bags: BagSource, joined: Joined, windows: tuple[Window, ...], folds: int) -> Cohort:
-    """The labelled bags; raises InputError when the labels cannot be learnt from in so many folds."""
+def build_cohort(
+    bags: BagSource, joined: Joined, windows: tuple[Window, ...], folds: int, one_label: bool = False
+) -> Cohort:
+    """The labelled bags; raises InputError when the labels cannot be learnt from in so many folds.
+
+    one_label: a patient's scans must agree in their labels, because their predictions will be averaged.
+    """
     frame, remarks = joined.frame, []
     if joined.rule == "pool":
         frame, remark = _pool(frame, joined.endpoints)
         remarks += remark
     else:
+        if one_label:
+            _one_label_a_patient(frame, joined.endpoints, "--several average")
         frame = frame.with_columns(scan_id=pl.concat_list("scan_id"))
     endpoints, noted = usable_endpoints(frame, joined.endpoints, folds)
     remarks += noted
     names = [endpoint.name for endpoint in endpoints]
     frame = frame.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in names))
-    codes = frame.select(pl.col(name).cast(pl.Float64).fill_null(float("nan")) for name in names).to_numpy()
-    rows = _rows_of_scans(bags, windows)
+    codes = _numbers(frame, names)
+    rows = rows_of_scans(bags, windows)
     ids = [tuple(scans) for scans in frame["scan_id"].to_list()]
     return Cohort(
         scan_ids=tuple(ids),
         patient_ids=tuple(frame["patient_id"].to_list()),
-        targets=Targets(tuple(endpoints), np.asarray(codes, dtype=np.float64)),
+        targets=Targets(tuple(endpoints), codes, _events(frame, endpoints)),
         parts=tuple(tuple(part for scan in scans for part in rows[scan]) for scans in ids),
         windows=windows,
         remarks=tuple(remarks),
@@ -130,24 +137,22 @@ def choose_windows(bags: BagSource, wanted: Sequence[Window | str], source: str)
 def usable_endpoints(
     frame: pl.DataFrame, endpoints: Sequence[Endpoint], folds: int
 ) -> tuple[list[Endpoint], list[str]]:
-    """(endpoints with two classes or more, remarks on the others); raises InputError when none can be learnt.
+    """(endpoints that can be learnt, remarks on the others); raises InputError when none can.
 
-    A question with a single endpoint must have a patient of every class for every fold. Among several, an endpoint of
-    one class is set aside and a rare class is a remark: its metric is not defined in some folds.
+    A question with a single endpoint must have a patient of every class (of survival: with an event) for every fold.
+    Among several, an endpoint of one class or value is set aside and a rare class is a remark: its metric is not
+    defined in some folds.
     """
     kept, remarks = [], []
     for endpoint in endpoints:
         known = frame.drop_nulls(endpoint.name)
-        counts = {
-            name: known.filter(pl.col(endpoint.name) == code)["patient_id"].n_unique()
-            for code, name in enumerate(endpoint.classes)
-        }
+        counts = _counts(known, endpoint)
         present = [name for name, count in counts.items() if count]
-        if len(present) < 2:
-            what = f"all {known.height} known labels are {present[0]!r}" if present else "no label is known"
+        what = _nothing_to_learn(endpoint, known, present)
+        if what:
             if len(endpoints) == 1:
-                raise InputError(f"{endpoint.name}: one class only: {what}; there is nothing to learn")
-            remarks.append(f"{endpoint.name}: set aside, {what}")
+                raise InputError(f"{endpoint.name}: {what}; there is nothing to learn")
+            remarks.append(f"{endpoint.name}: set aside, {what.removeprefix('one class only: ')}")
             continue
         rare = [name for name, count in counts.items() if count < folds]
         if rare and len(endpoints) == 1:
@@ -169,23 +174,67 @@ def usable_endpoints(
     return kept, remarks
 
 
+def _counts(known: pl.DataFrame, endpoint: Endpoint) -> dict[str, int]:
+    """Patients of each class, or with an event; empty for a quantity."""
+    if endpoint.kind == "survival":
+        return {"event": known.filter(pl.col(f"{endpoint.name}.event") == 1)["patient_id"].n_unique()}
+    return {
+        name: known.filter(pl.col(endpoint.name) == code)["patient_id"].n_unique()
+        for code, name in enumerate(endpoint.classes)
+    }
+
+
+def _nothing_to_learn(endpoint: Endpoint, known: pl.DataFrame, present: Sequence[str]) -> str:
+    if not known.height:
+        return "one class only: no label is known"
+    if endpoint.kind == "survival":
+        return "" if present else f"none of {known.height} survival times ends in an event"
+    if endpoint.kind == "regression":
+        values = known[endpoint.name].unique()
+        return "" if len(values) > 1 else f"one value only: all {known.height} known labels are {values[0]:g}"
+    return "" if len(present) > 1 else f"one class only: all {known.height} known labels are {present[0]!r}"
+
+
+def _numbers(frame: pl.DataFrame, names: Sequence[str]) -> NDArray[np.float64]:
+    """(B, len(names)) values, nan where null."""
+    columns = frame.select(pl.col(name).cast(pl.Float64).fill_null(float("nan")) for name in names)
+    return np.asarray(columns.to_numpy(), dtype=np.float64)
+
+
+def _events(frame: pl.DataFrame, endpoints: Sequence[Endpoint]) -> NDArray[np.float64] | None:
+    """(B, E) event indicators of survival endpoints, nan elsewhere; None when there is no survival endpoint."""
+    if all(endpoint.kind != "survival" for endpoint in endpoints):
+        return None
+    events = np.full((frame.height, len(endpoints)), np.nan)
+    for e, endpoint in enumerate(endpoints):
+        if endpoint.kind == "survival":
+            events[:, e] = _numbers(frame, [f"{endpoint.name}.event"])[:, 0]
+    return events
+
+
 def _pool(frame: pl.DataFrame, endpoints: Sequence[Endpoint]) -> tuple[pl.DataFrame, list[str]]:
-    names = [endpoint.name for endpoint in endpoints]
+    _one_label_a_patient(frame, endpoints, "--join pool")
+    names = [column for endpoint in endpoints for column in endpoint.label_columns]
     grouped = frame.group_by("patient_id", maintain_order=True)
-    for name in names:
-        differing = grouped.agg(pl.col(name).drop_nulls().n_unique()).filter(pl.col(name) > 1)
-        if differing.height:
-            raise InputError(
-                f"--join pool: {differing.height} patients have scans with different {name}, first "
-                f"{differing['patient_id'][0]!r}; one bag a patient needs one label a patient"
-            )
     pooled = grouped.agg(pl.col("scan_id"), *(pl.col(name).drop_nulls().first() for name in names))
     several = pooled.filter(pl.col("scan_id").list.len() > 1).height
     remarks = [f"--join pool: {frame.height} scans form {pooled.height} bags; {several} patients have several scans"]
     return pooled.select("scan_id", "patient_id", *names), remarks if several else []
 
 
-def _rows_of_scans(bags: BagSource, windows: tuple[Window, ...]) -> dict[str, tuple[slice, ...]]:
+def _one_label_a_patient(frame: pl.DataFrame, endpoints: Sequence[Endpoint], option: str) -> None:
+    for endpoint in endpoints:
+        for name in endpoint.label_columns:
+            counts = frame.group_by("patient_id", maintain_order=True).agg(pl.col(name).drop_nulls().n_unique())
+            differing = counts.filter(pl.col(name) > 1)
+            if differing.height:
+                raise InputError(
+                    f"{option}: {differing.height} patients have scans with different {name}, first "
+                    f"{differing['patient_id'][0]!r}; one answer a patient needs one label a patient"
+                )
+
+
+def rows_of_scans(bags: BagSource, windows: tuple[Window, ...]) -> dict[str, tuple[slice, ...]]:
     """scan_id -> rows of the bag file in these windows, as slices."""
     wanted = [bags.windows.index(window) for window in windows]
     everything = len(wanted) == len(bags.windows)

@@ -58,13 +58,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fitted:
-    """model: with its best weights, in eval mode. history: one dict an epoch (epoch, step, train_loss, inner_loss)."""
+    """model: with its best weights, in eval mode. history: one dict an epoch (epoch, step, train_loss, inner_loss).
+
+    scale: (E, 2) mean and standard deviation that quantities were standardised with, for `aggregate.targets.predicted`.
+    """
 
     model: Aggregator
     history: list[dict[str, Any]]
     best_epoch: int
     steps: int
     plan: Plan
+    scale: NDArray[np.float64]
 
 
 def fit(
@@ -91,6 +95,8 @@ def fit(
     plan = Plan.of(preset, len(train))
     sequence = np.random.SeedSequence(list(seed))
     order_rng = np.random.default_rng(sequence.spawn(1)[0])
+    scale = targets.scale(train)
+    learnt = targets.scaled(scale)
     devices = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices), workers(torch.device(device)) as pool:
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
@@ -101,15 +107,15 @@ def fit(
         prepared = model.prepare(reduced, precision)
         optimiser = torch.optim.AdamW(model.parameters(), lr=preset.lr, weight_decay=preset.weight_decay, fused=True)
         weights = targets.class_weights(train) if preset.class_weights == "balanced" else None
-        codes = torch.tensor(targets.codes, dtype=torch.float32, device=device)
+        truth = Truth.of(learnt, device)
         history: list[dict[str, Any]] = []
         best_loss, best_epoch, best = math.inf, 0, _copy(model)
         steps = 0
         for epoch in range(1, plan.epochs + 1):
             order = order_rng.permutation(train)
-            train_loss = run_epoch(model, prepared, targets, codes, order, optimiser, plan.batch, weights, pool=pool)
+            train_loss = run_epoch(model, prepared, truth, order, optimiser, plan.batch, weights, pool=pool)
             steps += math.ceil(len(order) / plan.batch)
-            inner_loss = mean_loss(model, prepared, targets, codes, inner, weights, pool)
+            inner_loss = mean_loss(model, prepared, truth, inner, weights, pool)
             row = {"epoch": epoch, "step": steps, "train_loss": train_loss, "inner_loss": inner_loss}
             history.append(row)
             if on_epoch is not None:
@@ -125,7 +131,32 @@ def fit(
                 break
     model.load_state_dict(best)
     model.eval()
-    return Fitted(model, history, best_epoch, steps, plan)
+    return Fitted(model, history, best_epoch, steps, plan, scale)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Targets on the device: codes and events (B, E) as `aggregate.targets.loss_sum` takes them."""
+
+    targets: Targets
+    codes: Tensor
+    events: Tensor | None
+
+    @classmethod
+    def of(cls, targets: Targets, device: str | torch.device = "cpu") -> Truth:
+        """Targets whose quantities are standardised already (`Targets.scaled`)."""
+
+        def on_device(values: NDArray[np.float64]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        return cls(targets, on_device(targets.codes), None if targets.events is None else on_device(targets.events))
+
+    def loss_sum(self, logits: Tensor, bags: Sequence[int], weights: Sequence[Tensor] | None) -> Tensor:
+        """The loss of these bags, in the order of the logits' rows, summed over known labels."""
+        rows = list(bags)
+        return loss_sum(
+            logits, self.codes[rows], self.targets, weights, None if self.events is None else self.events[rows]
+        )
 
 
 def training_precision(precision: str, device: str) -> str:
@@ -146,8 +177,7 @@ def training_precision(precision: str, device: str) -> str:
 def run_epoch(
     model: Aggregator,
     prepared: RowSource,
-    targets: Targets,
-    codes: Tensor,
+    truth: Truth,
     order: NDArray[np.int64],
     optimiser: torch.optim.Optimizer,
     batch: int,
@@ -159,7 +189,8 @@ def run_epoch(
     """One pass over the bags in this order; returns the mean loss over known labels.
 
     A batch goes through the model in tiles of about `tile_rows` rows whose gradients add up, in order, to the batch's
-    own: the step is the same, the activations stay small, and several tiles can be under way at once.
+    own: the step is the same, the activations stay small, and several tiles can be under way at once. A Cox loss needs
+    its batch whole, because the batch is the risk set.
     """
     model.train()
     parameters = list(model.parameters())
@@ -168,11 +199,12 @@ def run_epoch(
         pool = pool or stack.enter_context(workers(parameters[0].device))
         for start in range(0, len(order), batch):
             bags = order[start : start + batch]
-            known = targets.known(bags)
+            known = truth.targets.known(bags)
             if known == 0:
                 continue
-            gradient = _Gradient(model, prepared, targets, codes, weights, known)
-            pieces = list(tiles(bags, prepared.lengths, tile_rows))
+            gradient = _Gradient(model, prepared, truth, weights, known)
+            whole = not truth.targets.additive
+            pieces = [[int(bag) for bag in bags]] if whole else list(tiles(bags, prepared.lengths, tile_rows))
             keeps = torch.split(model.draw_dropout(len(bags)), [len(piece) for piece in pieces])
             sums: list[Tensor] = []
             for loss, parts in pool.map(gradient, list(zip(pieces, keeps, strict=True))):
@@ -191,38 +223,39 @@ class _Gradient:
 
     model: Aggregator
     prepared: RowSource
-    targets: Targets
-    codes: Tensor
+    truth: Truth
     weights: Sequence[Tensor] | None
     known: int
 
     def __call__(self, item: tuple[list[int], Tensor]) -> tuple[float, tuple[Tensor, ...]]:
         tile, keep = item
         logits = self.model.logits_of_prepared(*self.prepared.take(tile), keep)
-        loss = loss_sum(logits, self.codes[tile], self.targets, self.weights) / self.known
+        loss = self.truth.loss_sum(logits, tile, self.weights) / self.known
         return float(loss.detach()), torch.autograd.grad(loss, list(self.model.parameters()))
 
 
 def mean_loss(
     model: Aggregator,
     prepared: RowSource,
-    targets: Targets,
-    codes: Tensor,
+    truth: Truth,
     bags: NDArray[np.int64],
     weights: Sequence[Tensor] | None,
     pool: Workers,
 ) -> float:
     """Mean loss over the known labels of these bags, without dropout; nan when none is known."""
-    known = targets.known(bags)
+    known = truth.targets.known(bags)
+    if known == 0:
+        return math.nan
     model.eval()
 
-    def loss_of(tile: list[int]) -> float:
+    def logits_of(tile: list[int]) -> Tensor:
         with torch.no_grad():  # which holds for the thread that asks for it
-            logits = model.logits_of_prepared(*prepared.take(tile))
-            return float(loss_sum(logits, codes[tile], targets, weights))
+            return model.logits_of_prepared(*prepared.take(tile))
 
-    total = sum(pool.map(loss_of, list(tiles(bags, prepared.lengths, TILE_ROWS))))
-    return total / known if known else math.nan
+    pieces = list(tiles(bags, prepared.lengths, TILE_ROWS))
+    logits = torch.cat(list(pool.map(logits_of, pieces)))
+    total = float(truth.loss_sum(logits, [bag for piece in pieces for bag in piece], weights))
+    return total / known
 
 
 def _copy(model: Aggregator) -> dict[str, Tensor]:

@@ -1,8 +1,12 @@
 """Folds: who trains, who stops the training, who is scored. Patients, never scans, are dealt out.
 
 `folds.csv` has a row for every scan in every fold: repeat, fold, split, patient_id, scan_id, with split `train`,
-`inner` (a part of the training patients, for early stopping) or `test` (scored in this fold). It is written before the
-first model is built and can be read back (`--folds-file FILE`), as can any table of scan_id or patient_id and fold.
+`inner` (patients who end the training early, and never teach), `test` (scored in this fold) or `unused` (takes no part
+in this fold: another scan of its patient is scored, or a file left it out). It is written before the first model is
+built and can be read back (`aggregate.folds_file`).
+
+Either the folds of a repeat score every scan once (cross-validation), or all of them score the same scans (a fixed test
+set); what a table is follows from its rows.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +23,12 @@ from numpy.typing import NDArray
 
 from clear.atomic import write_aside
 from clear.errors import InputError
-from clear.tables import need_column, read_table, some
+from clear.tables import some
 
 COLUMNS = ("repeat", "fold", "split", "patient_id", "scan_id")
 SPLITS = ("train", "inner", "test")
+UNUSED = "unused"
+Row = tuple[int, int, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,13 @@ class Folds:
         """(repeat, fold), in order."""
         return self.table.select("repeat", "fold").unique().sort("repeat", "fold").rows()
 
+    @cached_property
+    def fixed_test(self) -> bool:
+        """Whether every fold scores the same scans."""
+        return _fixed_test(self.table)
+
     def split(self, repeat: int, fold: int) -> dict[str, list[str]]:
-        """split -> scan ids."""
+        """split -> scan ids, of those that take part."""
         rows = self.table.filter((pl.col("repeat") == repeat) & (pl.col("fold") == fold))
         return {name: rows.filter(pl.col("split") == name)["scan_id"].to_list() for name in SPLITS}
 
@@ -65,6 +77,135 @@ def make_folds(
     A patient has a class when one of the scans has it. Raises InputError when there are fewer patients than folds.
     """
     patients = sorted(set(patient_ids))
+    _enough(patients, scan_ids, folds, repeats)
+    of_patient = by_patient(patients, patient_ids, indicators)
+    rows: list[Row] = []
+    for repeat in range(repeats):
+        assigned = stratify(of_patient, np.full(folds, 1 / folds), np.random.default_rng([seed, repeat]))
+        for fold in range(folds):
+            rest = np.flatnonzero(assigned != fold)
+            inner = draw_inner(of_patient[rest], inner_fraction, np.random.default_rng([seed, repeat, fold]))
+            split = np.full(len(patients), "test", dtype=object)
+            split[rest] = np.where(inner, "inner", "train")
+            of = dict(zip(patients, split, strict=True))
+            rows += [(repeat, fold, of[p], p, s) for s, p in zip(scan_ids, patient_ids, strict=True)]
+    return Folds(folds_table(rows))
+
+
+def make_group_folds(
+    scan_ids: Sequence[str],
+    patient_ids: Sequence[str],
+    indicators: NDArray[np.bool_],
+    groups: Sequence[str],
+    *,
+    repeats: int = 1,
+    seed: int = 0,
+    inner_fraction: float = 0.2,
+) -> Folds:
+    """A fold for each group (a site, a scanner): its scans are scored by a model that saw nothing of the group.
+
+    groups: (scans,). Fold numbers follow the groups' alphabetical order. Where a patient has scans in several groups,
+    those of the other groups are `unused` while one is scored. A repeat differs in the inner split only. Raises
+    InputError for fewer than two groups.
+    """
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise InputError(
+            f"--group: all {len(scan_ids)} labelled scans are of {some(names)}; expected two groups or more"
+        )
+    rows: list[Row] = []
+    for repeat in range(repeats):
+        for fold, name in enumerate(names):
+            scored = [group == name for group in groups]
+            rows += rows_of_fold(
+                repeat, fold, scan_ids, patient_ids, scored, indicators, seed=seed, inner_fraction=inner_fraction
+            )
+    return Folds(folds_table(rows))
+
+
+def make_test_folds(
+    scan_ids: Sequence[str],
+    patient_ids: Sequence[str],
+    indicators: NDArray[np.bool_],
+    splits: Sequence[str | None],
+    *,
+    folds: int,
+    repeats: int = 1,
+    seed: int = 0,
+) -> Folds:
+    """Folds for fitting beside a fixed test set that the model of every fold scores.
+
+    splits: (scans,) `train`, `val`, `test` or None, which takes no part. The patients of train and val are dealt into
+    folds; in each fold one part ends the training early and the others teach. Raises InputError when a patient is on
+    both sides, or there is nothing to fit or to score.
+    """
+    fitting = [split in ("train", "val") for split in splits]
+    testing = [split == "test" for split in splits]
+    both = sorted(
+        {p for p, fit in zip(patient_ids, fitting, strict=True) if fit}
+        & {p for p, test in zip(patient_ids, testing, strict=True) if test}
+    )
+    if both:
+        raise InputError(
+            f"split: {len(both)} patients have scans both for fitting and in the test set, first {some(both, 3)}; "
+            "all scans of a patient belong to one side"
+        )
+    if not any(testing):
+        raise InputError(
+            "split: none of the labelled scans is in the test set; use --protocol cv, or correct the split"
+        )
+    patients = sorted({p for p, fit in zip(patient_ids, fitting, strict=True) if fit})
+    _enough(patients, [s for s, fit in zip(scan_ids, fitting, strict=True) if fit], folds, repeats)
+    chosen = np.flatnonzero(fitting)
+    of_patient = by_patient(patients, [patient_ids[int(i)] for i in chosen], indicators[chosen])
+    rows: list[Row] = []
+    for repeat in range(repeats):
+        assigned = stratify(of_patient, np.full(folds, 1 / folds), np.random.default_rng([seed, repeat]))
+        of = dict(zip(patients, assigned.tolist(), strict=True))
+        for fold in range(folds):
+            for scan, patient, fit, test in zip(scan_ids, patient_ids, fitting, testing, strict=True):
+                part = "test" if test else UNUSED if not fit else "inner" if of[patient] == fold else "train"
+                rows.append((repeat, fold, part, patient, scan))
+    return Folds(folds_table(rows))
+
+
+def rows_of_fold(
+    repeat: int,
+    fold: int,
+    scan_ids: Sequence[str],
+    patient_ids: Sequence[str],
+    scored: Sequence[bool],
+    indicators: NDArray[np.bool_],
+    *,
+    given: Sequence[str | None] | None = None,
+    seed: int = 0,
+    inner_fraction: float = 0.2,
+) -> list[Row]:
+    """One fold in which these scans are scored and no other scan of their patients takes part.
+
+    given: (scans,) `train`, `inner` or `unused` where that is settled; inner is drawn where nobody is.
+    """
+    held = {p for p, here in zip(patient_ids, scored, strict=True) if here}
+    wanted = list(given) if given is not None else [None] * len(scan_ids)
+    free = [p not in held and w != UNUSED for p, w in zip(patient_ids, wanted, strict=True)]
+    rest = np.flatnonzero(free)
+    patients = sorted({patient_ids[int(i)] for i in rest})
+    if len(patients) < 2:
+        raise InputError(f"folds: fold {fold} leaves {len(patients)} patients for training; expected 2 or more")
+    if "inner" in wanted:
+        inner = {p for p, w in zip(patient_ids, wanted, strict=True) if w == "inner"}
+    else:
+        of_patient = by_patient(patients, [patient_ids[int(i)] for i in rest], indicators[rest])
+        drawn = draw_inner(of_patient, inner_fraction, np.random.default_rng([seed, repeat, fold]))
+        inner = {p for p, chosen in zip(patients, drawn, strict=True) if chosen}
+    rows: list[Row] = []
+    for scan, patient, here, takes_part in zip(scan_ids, patient_ids, scored, free, strict=True):
+        part = "test" if here else UNUSED if not takes_part else "inner" if patient in inner else "train"
+        rows.append((repeat, fold, part, patient, scan))
+    return rows
+
+
+def _enough(patients: Sequence[str], scan_ids: Sequence[str], folds: int, repeats: int) -> None:
     if folds < 2 or repeats < 1:
         raise InputError(f"--folds {folds}, --repeats {repeats}: expected at least 2 folds and 1 repeat")
     if len(patients) < folds or len(patients) < 3:
@@ -72,19 +213,6 @@ def make_folds(
             f"{len(patients)} labelled patients ({len(scan_ids)} scans) cannot fill {max(folds, 3)} folds; give a "
             "smaller number with --folds (2 at least, with 3 patients or more), or label more patients"
         )
-    of_patient = by_patient(patients, patient_ids, indicators)
-    rows = []
-    for repeat in range(repeats):
-        rng = np.random.default_rng([seed, repeat])
-        assigned = stratify(of_patient, np.full(folds, 1 / folds), rng)
-        for fold in range(folds):
-            rest = np.flatnonzero(assigned != fold)
-            inner = _inner(of_patient[rest], inner_fraction, np.random.default_rng([seed, repeat, fold]))
-            split = np.full(len(patients), "test", dtype=object)
-            split[rest] = np.where(inner, "inner", "train")
-            of = dict(zip(patients, split, strict=True))
-            rows += [(repeat, fold, of[p], p, s) for s, p in zip(scan_ids, patient_ids, strict=True)]
-    return Folds(_table(rows))
 
 
 def by_patient(patients: Sequence[str], patient_ids: Sequence[str], indicators: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -125,7 +253,7 @@ def stratify(indicators: NDArray[np.bool_], shares: NDArray[np.float64], rng: np
     return part
 
 
-def _inner(indicators: NDArray[np.bool_], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def draw_inner(indicators: NDArray[np.bool_], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """(n,) True for the rows held back for early stopping: at least one, never all."""
     inner = np.asarray(stratify(indicators, np.array([1 - fraction, fraction]), rng) == 1)
     if not inner.any():
@@ -135,98 +263,18 @@ def _inner(indicators: NDArray[np.bool_], fraction: float, rng: np.random.Genera
     return inner
 
 
-def read_folds(
-    path: Path | str,
-    scan_ids: Sequence[str],
-    patient_ids: Sequence[str],
-    indicators: NDArray[np.bool_],
-    *,
-    seed: int = 0,
-    inner_fraction: float = 0.2,
-) -> tuple[Folds, list[str]]:
-    """Folds from a file, for these scans; (folds, remarks).
-
-    The file is a folds.csv, or a table with `fold` (where the scan is scored) and scan_id or patient_id; then the
-    inner splits are drawn here. Raises InputError when a scan is missing or a patient would cross.
-    """
-    table = read_table(path)
-    need_column(table, "fold", path)
-    key = next((name for name in ("scan_id", "patient_id") if name in table.columns), None)
-    if key is None:
-        need_column(table, "scan_id", path)
-    full = {"repeat", "fold", "split", "scan_id"} <= set(table.columns)
-    wanted = set(scan_ids) if key == "scan_id" else set(patient_ids)
-    named = set(table[str(key)].to_list())
-    absent = sorted(wanted - named)
-    if absent:
-        raise InputError(f"{path}: {len(absent)} of {len(wanted)} {key}s are in no fold, first {some(absent, 3)}")
-    surplus = sorted(str(name) for name in named - wanted)
-    remarks = [f"{path}: {len(surplus)} {key}s are not among the labelled ones: {some(surplus)}"] if surplus else []
-    patient_of = dict(zip(scan_ids, patient_ids, strict=True))
-    if full:
-        rows = [
-            (_whole(r, path, "repeat"), _whole(f, path, "fold"), split, patient_of[scan], scan)
-            for r, f, split, scan in table.select("repeat", "fold", "split", "scan_id").iter_rows()
-            if scan in patient_of
-        ]
-        return _checked(_table(rows), path), remarks
-    pairs = table.select(str(key), "fold").unique()
-    twice = pairs.filter(pl.col(str(key)).is_duplicated())
-    if twice.height:
-        raise InputError(f"{path}: {key} {twice[str(key)][0]!r} is in two folds; expected one")
-    fold_of = {name: _whole(fold, path, "fold") for name, fold in pairs.iter_rows()}
-    numbers = [fold_of[scan if key == "scan_id" else patient_of[scan]] for scan in scan_ids]
-    of_each: dict[str, int] = {}
-    for patient, number in zip(patient_ids, numbers, strict=True):
-        if of_each.setdefault(patient, number) != number:
-            raise InputError(
-                f"{path}: patient {patient!r} has scans in folds {of_each[patient]} and {number}; all scans of a "
-                "patient belong into one"
-            )
-    patients = sorted(of_each)
-    of_patient = by_patient(patients, patient_ids, indicators)
-    rows = []
-    for fold in sorted(set(numbers)):
-        scored = {patient_of[scan] for scan, number in zip(scan_ids, numbers, strict=True) if number == fold}
-        rest = [i for i, patient in enumerate(patients) if patient not in scored]
-        if len(rest) < 2:
-            raise InputError(f"{path}: fold {fold} leaves {len(rest)} patients for training; expected 2 or more")
-        held = _inner(of_patient[rest], inner_fraction, np.random.default_rng([seed, 0, fold]))
-        inner = {patients[i] for i, chosen in zip(rest, held, strict=True) if chosen}
-        for scan, number in zip(scan_ids, numbers, strict=True):
-            patient = patient_of[scan]
-            split = "test" if number == fold else "inner" if patient in inner else "train"
-            rows.append((0, fold, split, patient, scan))
-    return _checked(_table(rows), path), remarks
-
-
-def _checked(table: pl.DataFrame, path: Path | str) -> Folds:
-    try:
-        return Folds(table)
-    except InputError as error:
-        raise InputError(f"{path}: {str(error).removeprefix('folds: ')}") from None
-
-
 def check_folds(table: pl.DataFrame) -> None:
     """Raises InputError when a patient crosses, a scan is scored twice or never in a repeat, or a part is empty."""
-    strange = set(table["split"].unique().to_list()) - set(SPLITS)
+    strange = set(table["split"].unique().to_list()) - {*SPLITS, UNUSED}
     if strange:
-        raise InputError(f"folds: split {some(map(str, strange))}; expected train, inner or test")
-    crossing = (
-        table.group_by("repeat", "fold", "patient_id").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1)
-    )
+        raise InputError(f"folds: split {some(map(str, strange))}; expected train, inner, test or unused")
+    used = table.filter(pl.col("split") != UNUSED)
+    crossing = used.group_by("repeat", "fold", "patient_id").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1)
     if crossing.height:
         first = crossing.sort("repeat", "fold", "patient_id").row(0, named=True)
         raise InputError(
             f"folds: patient {first['patient_id']!r} is in more than one part of fold {first['fold']}; "
             f"{crossing.height} such cases. All scans of a patient belong together"
-        )
-    scored = table.filter(pl.col("split") == "test")
-    in_two = scored.group_by("repeat", "patient_id").agg(pl.col("fold").n_unique()).filter(pl.col("fold") > 1)
-    if in_two.height:
-        raise InputError(
-            f"folds: patient {in_two.sort('repeat', 'patient_id')['patient_id'][0]!r} is scored in several folds; "
-            "expected one"
         )
     per_fold = table.group_by("repeat", "fold").agg(*((pl.col("split") == s).sum().alias(s) for s in SPLITS), pl.len())
     for row in per_fold.sort("repeat", "fold").iter_rows(named=True):
@@ -238,20 +286,32 @@ def check_folds(table: pl.DataFrame) -> None:
         raise InputError(f"folds: scan {table.filter(doubled)['scan_id'][0]!r} is listed twice in a fold")
     if per_fold["len"].n_unique() > 1:
         raise InputError("folds: not every fold lists the same scans; a folds.csv names every scan in every fold")
-    scans = table["scan_id"].n_unique()
+    if not _fixed_test(table):
+        _scored_once(table, used)
+
+
+def _scored_once(table: pl.DataFrame, used: pl.DataFrame) -> None:
+    scored = table.filter(pl.col("split") == "test")
+    in_two = scored.group_by("repeat", "scan_id").agg(pl.col("fold").n_unique()).filter(pl.col("fold") > 1)
+    if in_two.height:
+        raise InputError(
+            f"folds: scan {in_two.sort('repeat', 'scan_id')['scan_id'][0]!r} is scored in several folds, others are "
+            "not; expected every scan in one, or the same scans in all"
+        )
+    scans = used["scan_id"].n_unique()
     for repeat, count in scored.group_by("repeat").agg(pl.col("scan_id").n_unique()).iter_rows():
         if count < scans:
             raise InputError(f"folds: {scans - count} of {scans} scans are scored in no fold of repeat {repeat}")
 
 
-def _table(rows: list[tuple[int, int, str, str, str]]) -> pl.DataFrame:
+def _fixed_test(table: pl.DataFrame) -> bool:
+    """Whether every fold scores the same scans; a single fold does."""
+    folds = table.select("repeat", "fold").unique().height
+    scored = table.filter(pl.col("split") == "test").group_by("scan_id").len()
+    return bool((scored["len"] == folds).all())
+
+
+def folds_table(rows: Sequence[Row]) -> pl.DataFrame:
+    """Rows of (repeat, fold, split, patient_id, scan_id) as the table of `Folds`."""
     schema = {"repeat": pl.Int64, "fold": pl.Int64, "split": pl.String, "patient_id": pl.String, "scan_id": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _whole(text: str | None, path: Path | str, column: str) -> int:
-    try:
-        return int(str(text))
-    except ValueError:
-        found = "an empty cell" if text is None else repr(text)
-        raise InputError(f"{path}: column {column} holds {found}; expected whole numbers") from None

@@ -188,6 +188,11 @@ def tiles(bags: Sequence[int] | NDArray[np.int64], lengths: NDArray[np.int64], l
         yield group
 
 
+def segments(rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each bag, as views; their gradient is put together once, not bag by bag."""
+    return torch.split(rows, offsets.diff().tolist())
+
+
 def segment_of(offsets: Tensor) -> Tensor:
     """(ΣK,) the number of the bag that each row belongs to."""
     lengths = offsets.diff()

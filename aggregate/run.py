@@ -3,8 +3,11 @@
     run.json          everything needed to repeat it, and what the cohort was
     folds.csv         written before training
     history.csv       repeat, fold, epoch, step, train_loss, inner_loss
-    predictions.csv   scan_id, patient_id, endpoint, class, repeat, fold, split, y_true, event, y_score
+    grid.csv          nested-cv only: the inner score of every candidate, see `aggregate.protocols`
+    predictions.csv   see `aggregate.predictions`
     metrics.csv       see `aggregate.scores`
+    curves.csv        points of ROC, precision-recall and calibration curves, see `aggregate.curves`
+    baselines.csv     the same of what was predicted without images, see `aggregate.baselines`
     attention.h5      one dataset a fold, (N,) float32, rows as in the bag file, nan where the fold did not score
     fold-*/model.safetensors
 
@@ -32,13 +35,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from aggregate.aggregators import Aggregator, build_aggregator
+from aggregate.predictions import read_predictions
 from clear.atomic import output_errors, rename_into_place, write_aside
 from clear.endpoints import Endpoint
 from clear.errors import InputError
+from clear.windows import Window
 
 FORMAT = "clear-run"
 VERSION = 1
-_IDS = {"scan_id": pl.String, "patient_id": pl.String, "endpoint": pl.String, "class": pl.String, "split": pl.String}
 
 
 class Run:
@@ -61,7 +65,24 @@ class Run:
     @cached_property
     def predictions(self) -> pl.DataFrame:
         """The rows of predictions.csv."""
-        return self._table("predictions.csv", {**_IDS, "event": pl.Int64, "y_true": pl.Int64})
+        return read_predictions(self.path / "predictions.csv")
+
+    @cached_property
+    def baselines(self) -> pl.DataFrame:
+        """The rows of baselines.csv, none when there is no such file: `baseline`, then the columns of metrics.csv."""
+        if not (self.path / "baselines.csv").is_file():
+            return pl.DataFrame()
+        return self._table("baselines.csv", {"baseline": pl.String, "endpoint": pl.String, "class": pl.String})
+
+    @cached_property
+    def curves(self) -> pl.DataFrame:
+        """The rows of curves.csv."""
+        return self._table("curves.csv", {"endpoint": pl.String, "class": pl.String})
+
+    @cached_property
+    def grid(self) -> pl.DataFrame:
+        """The rows of grid.csv of a nested cross-validation, none of another run."""
+        return self._table("grid.csv", {}) if (self.path / "grid.csv").is_file() else pl.DataFrame()
 
     @cached_property
     def history(self) -> pl.DataFrame:
@@ -76,10 +97,22 @@ class Run:
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The endpoints of the run's models, in the order of their outputs."""
-        return tuple(
-            Endpoint(each["name"], each["kind"], tuple(each["classes"]), each["column"])
-            for each in self.settings["endpoints"]
-        )
+        return tuple(Endpoint.from_dict(each) for each in self.settings["endpoints"])
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The windows that the models were trained on."""
+        return tuple(Window.from_dict(each) for each in self.settings["windows"])
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(repeat, fold) of every model."""
+        return [(fit["repeat"], fit["fold"]) for fit in self.settings["fits"]]
+
+    def scale(self, repeat: int = 0, fold: int = 0) -> NDArray[np.float64]:
+        """(E, 2) mean and sd of quantities in this fold's training, for `aggregate.targets.predicted`."""
+        fit = self._fit(repeat, fold)
+        return np.asarray(fit.get("scale", [[0.0, 1.0]] * len(self.endpoints)), dtype=np.float64)
 
     def attention(self, repeat: int = 0, fold: int = 0) -> NDArray[np.float32]:
         """(N,) the attention of one fold's scored instances, rows as in the bag file, nan elsewhere."""
@@ -96,21 +129,27 @@ class Run:
             state = load_file(file)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{file}: missing or damaged; train again") from error
-        settings = self.settings
+        fit, settings = self._fit(repeat, fold), self.settings
         n_out = sum(endpoint.n_out for endpoint in self.endpoints)
-        dropout = float(settings["training"]["dropout"])
-        model = build_aggregator(settings["aggregator"], int(settings["bags"]["dim"]), n_out, dropout)
+        dropout = float(fit.get("dropout", settings["training"]["dropout"]))
+        name = fit.get("aggregator", settings["aggregator"])
+        model = build_aggregator(name, int(settings["bags"]["dim"]), n_out, dropout, settings.get("options") or None)
         model.load_state_dict(state)
         return model.eval()
 
     def table(self) -> str:
-        """What a terminal shows: AUROC by endpoint, the cohort, and what the encoder's weights are."""
+        """What a terminal shows: metrics by endpoint, those of the baselines, the cohort, and what the weights are."""
         from aggregate.summary import run_table
 
         return run_table(self)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.settings['task']['name']}, {self.settings['aggregator']})"
+
+    def _fit(self, repeat: int, fold: int) -> dict[str, Any]:
+        """The record of one fit; empty when there is none."""
+        fits = self.settings["fits"]
+        return next((dict(fit) for fit in fits if (fit["repeat"], fit["fold"]) == (repeat, fold)), {})
 
     def _table(self, name: str, types: Mapping[str, Any]) -> pl.DataFrame:
         path = self.path / name
@@ -133,22 +172,26 @@ def free_name(folder: Path, name: str) -> Path:
     return candidate
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raises InputError when the place of a run is taken by something that must not be replaced."""
+def check_output(path: Path, overwrite: bool, mark: str = "run.json") -> None:
+    """Raises InputError when the place of a run is taken by something that must not be replaced.
+
+    mark: the file that tells a folder of this kind, which may be overwritten, from any other.
+    """
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; a run is a folder. Choose another output")
+        raise InputError(f"{path}: is a file; expected a folder to write. Choose another output")
     if not path.is_dir() or not any(path.iterdir()):
         return
     if not overwrite:
         raise InputError(f"{path}: exists and is not empty. Choose another output, or give --overwrite")
-    if not (path / "run.json").is_file():
-        raise InputError(f"{path}: is not a run folder and is not replaced. Choose another output")
+    if not (path / mark).is_file():
+        what = "a run folder" if mark == "run.json" else f"a folder with {mark}"
+        raise InputError(f"{path}: is not {what} and is not replaced. Choose another output")
 
 
 @contextmanager
-def new_run_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+def new_run_folder(path: Path, overwrite: bool, mark: str = "run.json") -> Iterator[Path]:
     """A hidden folder to write a run into; it becomes `path` when the block ends well and vanishes otherwise."""
-    check_output(path, overwrite)
+    check_output(path, overwrite, mark)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with output_errors(path):
         aside.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +199,7 @@ def new_run_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         aside.mkdir()
     try:
         yield aside
-        check_output(path, overwrite)
+        check_output(path, overwrite, mark)
         with output_errors(path):
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             if path.is_dir():

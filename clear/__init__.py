@@ -24,11 +24,16 @@ _SURFACE = {
     "ClearError": "clear.errors",
     "Volume": "clear.volume",
     "Window": "clear.windows",
+    "attach_labels": "clear.api",
+    "compare": "clear.api",
+    "crossval": "clear.api",
     "demo": "clear.api",
     "extract": "clear.api",
     "find_scans": "clear.api",
     "inspect": "clear.api",
     "load_encoder": "clear.api",
+    "predict": "clear.api",
+    "probe": "clear.api",
     "read_volume": "clear.api",
     "train": "clear.api",
 }
@@ -38,17 +43,35 @@ __all__ = [
     "Volume",
     "Window",
     "__version__",
+    "attach_labels",
+    "compare",
+    "crossval",
     "demo",
     "extract",
     "find_scans",
     "inspect",
     "load_encoder",
+    "predict",
+    "probe",
     "read_volume",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from clear.api import demo, extract, find_scans, inspect, load_encoder, read_volume, train
+    from clear.api import (
+        attach_labels,
+        compare,
+        crossval,
+        demo,
+        extract,
+        find_scans,
+        inspect,
+        load_encoder,
+        predict,
+        probe,
+        read_volume,
+        train,
+    )
     from clear.bags import Bags
     from clear.errors import ClearError
     from clear.volume import Volume

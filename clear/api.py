@@ -11,17 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clear.errors import InputError
+from clear.errors import ClearError, InputError
 from clear.windows import Window, parse_window
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from aggregate.matrix import Matrix
+    from aggregate.predict import Prediction
+    from aggregate.probe import Probe
     from aggregate.run import Run
     from clear.bags import Bags
     from clear.frozen import Encoder
     from clear.scans import Scan
-    from clear.tasks import Task
+    from clear.task import Task
+    from clear.task_labels import Attached
     from clear.volume import Volume
     from extract import ExtractionResult
 
@@ -101,7 +105,7 @@ def extract(
     model: str | Sequence[str] = DEFAULT_MODEL,
     weights: Path | str | None = None,
     windows: Sequence[Window | str] | None = None,
-    task: str | None = None,
+    task: str | Path | Task | None = None,
     select: str | None = None,
     scans: Path | str | None = None,
     modality: str | None = None,
@@ -117,7 +121,9 @@ def extract(
     """Encode every usable scan of a folder once and write the bag file.
 
     source: a folder, a plan, or the scans themselves. model: one name or several (then `output` holds `{model}`).
-    windows: presets or `name=low..high`; the task's, or the modality's defaults, without.
+    windows: presets or `name=low..high`; the task's, or the modality's defaults, without. task: by name or task file;
+    it also names scans whose files do not, and its labels, where they are found in the folder, are written beside the
+    bag file.
     Arguments, weights and the output's place are checked before the first scan is read.
     """
     from clear.frozen import DEFAULT_BATCH
@@ -129,20 +135,31 @@ def extract(
     if weights is not None and len(names) > 1:
         raise InputError("--weights goes with one --model; run the others on their own")
     chosen = [parse_window(w) if isinstance(w, str) else w for w in windows] if windows else None
-    if chosen is None and task is not None:
+    question = None
+    if task is not None:
         from clear.tasks import load_task
 
-        chosen = list(load_task(task).windows)
+        question = load_task(task)
+        chosen = chosen or list(question.windows) or None
     encoders = [load_encoder(name, weights, device=device, precision=precision) for name in names]
     if windows and all(encoder.card.own_windows for encoder in encoders):
         raise InputError(f"--window: {', '.join(names)} prepares values in its own way; leave the windows out")
     if isinstance(source, str | Path):
-        found = find_scans(source, select=select, scans=scans, modality=modality)
-        place = Path(source)
+        found = find_scans(
+            source,
+            select=select or (question.select if question else "") or None,
+            scans=scans,
+            modality=modality or (question.modality if question else "") or None,
+        )
+        place = Path(source) if Path(source).is_dir() else found[0].root
     else:
         found = list(source)
         place = found[0].root if found else Path()
-    return run(
+    if question is not None:
+        from clear.task_scans import name_scans
+
+        found = name_scans(found, question)
+    result = run(
         place,
         Path(output),
         encoders,
@@ -155,12 +172,53 @@ def extract(
         overwrite=overwrite,
         progress=progress,
     )
+    if question is not None and shard is None and result.done:
+        result = replace(result, notes=(*result.notes, *_attached(result.outputs, question, place)))
+    return result
+
+
+def _attached(outputs: Sequence[Path], task: Task, folder: Path) -> list[str]:
+    """Labels found in the folder of the scans go beside each bag file; a sentence for each, or why not."""
+    from clear.task_labels import attach_labels, find_labels
+
+    if find_labels(task, folder) is None:
+        return [f"No labels of {task.name} were found in {folder}; attach them with: clear labels --task {task.name}"]
+    notes = []
+    for output in outputs:
+        try:
+            notes.append(attach_labels(output, task, folder=folder).summary())
+        except ClearError as error:  # the features are in; labels can be attached later
+            notes.append(f"No labels were attached to {output}: {error}")
+    return notes
+
+
+def attach_labels(
+    bags: Path | str | Bags, task: str | Path | Task, labels: Path | str | None = None, **settings: Any
+) -> Attached:
+    """Attach the labels of a task to a bag file, or replace them; see `clear.task_labels.attach_labels`."""
+    from clear import task_labels
+
+    return task_labels.attach_labels(bags, task, labels, **settings)
+
+
+def init_task(file: Path | str) -> Path:
+    """Write a commented task file to fill in. Raises InputError when the file exists, or is no .yaml."""
+    from clear.atomic import write_aside
+    from clear.task_files import init_text
+
+    path = Path(file)
+    if path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{path}: a task file ends with .yaml")
+    if path.exists():
+        raise InputError(f"{path}: exists and is not replaced. Name another file")
+    write_aside(path, init_text().encode())
+    return path
 
 
 def train(
     bags: Path | str | Bags,
     *,
-    task: str | Task | None = None,
+    task: str | Path | Task | None = None,
     labels: Path | str | None = None,
     target: str | Sequence[str] | None = None,
     **settings: Any,
@@ -169,6 +227,65 @@ def train(
     from aggregate import train as run
 
     return run(bags, task=task, labels=labels, target=target, **settings)
+
+
+def crossval(matrix: Path | str, **settings: Any) -> Matrix:
+    """Run encoders x aggregators x tasks of a matrix file; see `aggregate.matrix.crossval`."""
+    from aggregate.matrix import crossval as run
+
+    return run(matrix, **settings)
+
+
+def probe(bags: Path | str | Bags | Sequence[Path | str | Bags], **settings: Any) -> Probe:
+    """Nearest neighbours and a linear model on pooled embeddings, in the same folds; see `aggregate.probe.probe`."""
+    from aggregate.probe import probe as run
+
+    return run(bags, **settings)
+
+
+def predict(run: Run | Path | str, bags: Bags | Path | str, **settings: Any) -> Prediction:
+    """Score other scans with all models of a run; see `aggregate.predict.predict`."""
+    from aggregate.predict import predict as score
+
+    return score(run, bags, **settings)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired tests between two runs. table: a row a figure, see `aggregate.compare`; names: of the runs."""
+
+    table: pl.DataFrame
+    names: tuple[str, str]
+
+    def text(self) -> str:
+        """What a terminal shows."""
+        from aggregate.compare import comparison_text
+
+        return comparison_text(self.table, self.names)
+
+
+def compare(
+    run_a: Run | Path | str,
+    run_b: Run | Path | str,
+    *,
+    common: bool = False,
+    seed: int = 0,
+    output: Path | str | None = None,
+) -> Comparison:
+    """Paired DeLong and bootstrap between two runs of the same scans, Holm-corrected over endpoints.
+
+    common: compare on the scans that both scored. output: a CSV file for the table. Raises InputError when the runs did
+    not score the same scans under the same labels.
+    """
+    from aggregate import Run as Opened
+    from aggregate.compare import compare_runs
+    from aggregate.run import write_table
+
+    a, b = (each if isinstance(each, Opened) else Opened.open(each) for each in (run_a, run_b))
+    found = Comparison(compare_runs(a, b, common=common, seed=seed), (str(a.path), str(b.path)))
+    if output is not None:
+        write_table(Path(output), found.table)
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from clear import __version__
+from clear import __version__, cli_training
 
 app = typer.Typer(
     name="clear",
@@ -45,6 +45,7 @@ Modality = Annotated[
     typer.Option(help="CT or MR, for formats that do not say it (NIfTI and the like)."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace the output.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -92,7 +93,10 @@ def extract(
     ] = None,
     weights: Annotated[Optional[Path], typer.Option(help="A checkpoint to use instead of the encoder's own.")] = None,  # noqa: UP045
     window: Window = None,
-    task: Annotated[Optional[str], typer.Option(help="Use this task's windows.")] = None,  # noqa: UP045
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Use this task's windows, and keep the labels found in the folder beside the bag file."),
+    ] = None,
     select: Select = None,
     scans: ScansTable = None,
     modality: Modality = None,
@@ -130,72 +134,6 @@ def extract(
     )
     print(result.summary())
     raise typer.Exit(result.exit_status)
-
-
-@app.command()
-def train(
-    bags: Annotated[Path, typer.Argument(help="A bag file that `clear extract` wrote.")],
-    task: Annotated[Optional[str], typer.Option(help="A built-in task, such as rad-chestct.")] = None,  # noqa: UP045
-    labels: Annotated[
-        Path | None, typer.Option(help="Table of labels (CSV, TSV, Excel, Parquet), or a task's folder.")
-    ] = None,
-    target: Annotated[Optional[list[str]], typer.Option(help="Column to predict; repeatable.")] = None,  # noqa: UP045
-    patients: Annotated[
-        Path | None, typer.Option(help="Table of scan_id and patient_id, when the bags hold no patients.")
-    ] = None,
-    patient_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression whose first group in scan_id is the patient.")
-    ] = None,
-    join: Annotated[
-        str | None, typer.Option(help="When a label fits several scans: all, first, earliest or pool.")
-    ] = None,
-    id_column: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The label table's column that holds ids, when it is not called scan_id or patient_id."),
-    ] = None,
-    preset: Annotated[Optional[str], typer.Option(help="paper or adaptive; the task's by default.")] = None,  # noqa: UP045
-    aggregator: Annotated[str, typer.Option(help="abmil or mean.")] = "abmil",
-    window: Window = None,
-    folds: Annotated[Optional[int], typer.Option(help="Number of folds, grouped by patient.")] = None,  # noqa: UP045
-    folds_file: Annotated[Optional[Path], typer.Option(help="folds.csv of an earlier run.")] = None,  # noqa: UP045
-    repeats: Annotated[int, typer.Option(help="Cross-validations with other folds.")] = 1,
-    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    epochs: Annotated[Optional[int], typer.Option(help="At most this many epochs.")] = None,  # noqa: UP045
-    batch: Annotated[Optional[int], typer.Option(help="Bags in a step.")] = None,  # noqa: UP045
-    lr: Annotated[Optional[float], typer.Option(help="AdamW's.")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="The run folder to write.")] = None,  # noqa: UP045
-    device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="Of training: auto, float32 or bfloat16.")] = "auto",
-    overwrite: Annotated[bool, typer.Option(help="Replace the run folder.")] = False,
-) -> None:
-    """Cross-validate a small attention model on a bag file and print how well it does."""
-    from clear.api import train as run
-
-    result = run(
-        bags,
-        task=task,
-        labels=labels,
-        target=target,
-        patients=patients,
-        patient_pattern=patient_pattern,
-        join_rule=join,
-        id_column=id_column,
-        preset=preset,
-        aggregator=aggregator,
-        windows=window,
-        folds=folds,
-        folds_file=folds_file,
-        repeats=repeats,
-        seed=seed,
-        epochs=epochs,
-        batch=batch,
-        lr=lr,
-        output=out,
-        device=device,
-        precision=precision,
-        overwrite=overwrite,
-    )
-    print(result.table())
 
 
 @app.command()
@@ -310,6 +248,9 @@ def models_verify(
     found = verify(name, weights)
     print(found.summary())
     raise typer.Exit(3 if found.agrees is False else 0)
+
+
+cli_training.register(app)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

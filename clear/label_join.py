@@ -17,7 +17,8 @@ import polars as pl
 
 from clear.endpoints import Endpoint
 from clear.errors import InputError
-from clear.labels import ID_COLUMNS, Labels, find_id_column, known_ids
+from clear.label_keys import matching_key, without_endings
+from clear.labels import Labels, find_id_column, known_ids
 from clear.tables import need_column, read_table, some
 from clear.tasks import JOIN_RULES, JoinRule
 
@@ -26,9 +27,10 @@ from clear.tasks import JOIN_RULES, JoinRule
 class Joined:
     """Labelled scans.
 
-    frame: one row a scan, ordered by scan_id: `scan_id`, `patient_id` and one column of class codes an endpoint
-    (Int64, null = masked); scans without any known label are left out. `flow`: counts from found to used.
-    remarks: what did not join and why, as sentences. rule: the join rule that applied.
+    frame: one row a scan, ordered by scan_id: `scan_id`, `patient_id`, one column an endpoint (as in `Labels.frame`,
+    null = masked) and what else the labels carry: the event of a survival endpoint, and `split` (train, val, test or
+    null) where there is an official one. Scans without any known label are left out. `flow`: counts from found to
+    used. remarks: what did not join and why, as sentences. rule: the join rule that applied.
     """
 
     frame: pl.DataFrame
@@ -52,12 +54,17 @@ def join_labels(
     scans: `Bags.scans`. rule: what a label row that matches several scans means: `all` of them carry the label,
     `first` by scan_id, `earliest` by days_since_first, or `pool`, one bag a patient. patients: a table of an id column
     and patient_id. patient_pattern: a regular expression whose first group, in the scan id, is the patient.
+
+    A label of a patient belongs to the patient's first study. A later scan gets it by the rules `all`, `first` and
+    `pool` alone, which are remarked upon: `earliest` leaves a follow-up out also where the first study is not in the
+    bag file, and without a rule it stops.
     Raises InputError when nothing joins, when a rule is needed, when patients are unknown or contradict each other.
     """
     if rule is not None and rule not in JOIN_RULES:
         raise InputError(f"--join {rule}: expected one of {', '.join(JOIN_RULES)}")
     remarks = list(labels.remarks)
-    key, ids = _matching_key(labels, scans, source)
+    labels = without_endings(labels, scans)
+    key, ids = matching_key(labels, scans, source)
     table = pl.DataFrame({"scan_id": scans["scan_id"], "id": ids})
     joined = table.join(labels.frame, on="id", how="inner").sort("scan_id")
     remarks += _unmatched(labels, table, joined, key)
@@ -69,6 +76,8 @@ def join_labels(
         "label_rows_without_scan": labels.frame.height - joined["id"].n_unique(),
         "scans_without_label_row": scans.height - joined.height,
     }
+    joined, noted = _one_version(joined)
+    remarks += noted
     several = joined.filter(pl.col("id").is_duplicated())
     if several.height and rule is None:
         one = several["id"][0]
@@ -82,6 +91,9 @@ def join_labels(
         before = joined.height
         joined = _choose(joined, scans, rule)
         remarks.append(f"--join {rule}: {joined.height} of {before} joined scans are used")
+    if key == "patient_id":
+        joined, noted = _follow_ups(joined, scans, rule, labels.source)
+        remarks += noted
     joined = joined.with_columns(patient_id=_patients(joined, scans, labels, patients, patient_pattern))
     names = [endpoint.name for endpoint in labels.endpoints]
     known = joined.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in names))
@@ -91,42 +103,41 @@ def join_labels(
         raise InputError(f"{labels.source}: {joined.height} scans join, but none of them has a known label")
     _no_scan_twice(known, scans)
     flow |= {"scans_used": known.height, "patients_used": known["patient_id"].n_unique()}
-    frame = known.select("scan_id", "patient_id", *names)
+    beside = [name for name in labels.frame.columns if name not in ("id", "patient_id", "one_of", *names)]
+    frame = known.select("scan_id", "patient_id", *names, *beside)
     applied = rule if several.height or rule == "pool" else None
     return Joined(frame, labels.endpoints, applied, flow, tuple(remarks))
 
 
-def _matching_key(labels: Labels, scans: pl.DataFrame, source: str) -> tuple[str, pl.Series]:
-    """(id name, the id of each scan as the table spells it); raises InputError when nothing joins."""
-    wanted = set(labels.frame["id"].to_list())
-    keys = ID_COLUMNS if labels.key == "any" else (labels.key,)
-    for key in keys:
-        if key in scans.columns and any(value in wanted for value in scans[key].to_list()):
-            return key, scans[key].alias("id")
-    if "scan_id" in keys:  # a file found in a sub-folder has the folder in its scan_id, a table often does not
-        names = [str(value).rsplit("/", 1)[-1] for value in scans["scan_id"].to_list()]
-        if any(name in wanted for name in names) and len(set(names)) == len(names):
-            return "scan_id (its last part)", pl.Series("id", names, dtype=pl.String)
-    shown = keys[0] if len(keys) == 1 else "scan_id"
-    here = [str(value) for value in scans[shown].to_list() if value is not None] if shown in scans.columns else []
-    others = [
-        other
-        for other in ID_COLUMNS
-        if other in scans.columns and other not in keys and any(value in wanted for value in scans[other].to_list())
-    ]
-    hint = f" Its ids are {others[0]}s of the bag file: name the column {others[0]}." if others else ""
-    plain = {_plain(value) for value in labels.frame["id"].to_list()}
-    if not others and any(_plain(value) in plain for value in here):
-        hint = " They differ in leading zeros, a trailing .0 or case: keep ids as text, spelt as in the bag file."
-    raise InputError(
-        f"{labels.source}: none of its {labels.frame.height} ids is a {shown} of {source}. The table has "
-        f"{some(labels.frame['id'].to_list(), 3)}; {source} has {some(here, 3) if here else 'no such ids'}.{hint}"
-    )
+def _one_version(joined: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """Of scans that are versions of one (reconstructions: `one_of` of the labels) the first by scan_id."""
+    if "one_of" not in joined.columns:
+        return joined, []
+    alone = joined.filter(pl.col("one_of").is_null())
+    chosen = joined.drop_nulls("one_of").unique("one_of", keep="first", maintain_order=True)
+    kept = pl.concat([alone, chosen]).sort("scan_id")
+    left = joined.height - kept.height
+    return kept, [f"{left} scans are other reconstructions of one that is used, and left out"] if left else []
 
 
-def _plain(name: str) -> str:
-    """An id without what spreadsheets take away or add."""
-    return name.lower().removesuffix(".0").lstrip("0")
+def _follow_ups(
+    joined: pl.DataFrame, scans: pl.DataFrame, rule: JoinRule | None, source: str
+) -> tuple[pl.DataFrame, list[str]]:
+    """A patient's label must not pass to a later study unseen. Raises InputError without a rule."""
+    days = dict(zip(scans["scan_id"], scans["days_since_first"], strict=True))
+    late = [scan for scan in joined["scan_id"].to_list() if (days[scan] or 0) > 0]
+    if not late:
+        return joined, []
+    if rule is None:
+        raise InputError(
+            f"{source}: the labels are of patients, and {len(late)} scans that they match are follow-ups whose "
+            f"patient was scanned before, first {late[0]!r} (day {days[late[0]]}). Say what the label means with "
+            "--join: earliest (the first study has it, these scans are left out) or all (every scan has it)"
+        )
+    if rule == "earliest":
+        kept = joined.filter(~pl.col("scan_id").is_in(late))
+        return kept, [f"--join earliest: {len(late)} follow-ups without their first study are left out: {some(late)}"]
+    return joined, [f"--join {rule}: {len(late)} follow-ups have the label of their patient: {some(late)}"]
 
 
 def _unmatched(labels: Labels, table: pl.DataFrame, joined: pl.DataFrame, key: str) -> list[str]:

@@ -5,25 +5,25 @@ study_uid, patient_id that the table has (also as `PatientID`, `Study Instance U
 (empty, NA, nan, unknown, ...) is masked, never a zero, and counted.
 
 Joined labels may live beside the bag file, `feats.labels/<task>.parquet`: scan_id, patient_id where the bag file does
-not know it, and one column an endpoint (0 or 1 when binary, the class name when multi-class, null = masked).
+not know it, `split` where there is an official one, and one column an endpoint (0 or 1 when binary, the class name when
+multi-class or ordinal, the value, or the time with a column `<endpoint>.event` beside it; null = masked).
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
 import polars as pl
 
 from clear.atomic import output_errors, write_aside
 from clear.endpoints import Endpoint
 from clear.errors import InputError
+from clear.label_values import UNKNOWN as UNKNOWN
+from clear.label_values import is_unknown, parse_endpoint, parse_survival
 from clear.tables import need_column, read_table, some
 from clear.tasks import Task
 
@@ -34,19 +34,16 @@ _ALIASES = {
     "study_uid": {"studyuid", "studyinstanceuid"},
     "patient_id": {"patientid", "patient", "subjectid"},
 }
-UNKNOWN = frozenset({"", "na", "n/a", "nan", "<na>", "null", "unknown", "missing", "?", "-", "."})
-_TRUE = frozenset({"1", "1.0", "true", "yes", "y", "t", "positive", "pos", "present"})
-_FALSE = frozenset({"0", "0.0", "false", "no", "n", "f", "negative", "neg", "absent"})
-MAX_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Labels:
     """A label table, read but not joined.
 
-    frame: `id` (text), `patient_id` (text or null) and one column an endpoint holding the class code (Int64, null =
-    masked); one row an id. key: which id of a scan `id` is, one of ID_COLUMNS. endpoints: with kinds and classes
-    settled. remarks: what was noticed on the way, as sentences. source: for messages.
+    frame: `id` (text), `patient_id` (text or null), the columns of each endpoint (`Endpoint.label_columns`: class code
+    or event Int64, value or time Float64, null = masked), and `split` where the table has such a column; one row an id.
+    key: which id of a scan `id` is, one of ID_COLUMNS. endpoints: with kinds and classes settled. remarks: what was
+    noticed on the way, as sentences. source: for messages.
     """
 
     frame: pl.DataFrame
@@ -84,12 +81,13 @@ def labels_from_frame(
         column, key = id_column, key or _id_name(id_column) or "any"
     else:
         column, key = find_id_column(table, source)
-    settled, codes, remarks = [], [], []
+    settled: list[Endpoint] = []
+    codes: list[pl.Series] = []
+    remarks: list[str] = []
     for endpoint in task.endpoints:
-        need_column(table, endpoint.source_column, source)
-        one, coded, noted = parse_endpoint(endpoint, table[endpoint.source_column], source)
+        one, columns, noted = _read_endpoint(endpoint, table, source)
         settled.append(one)
-        codes.append(coded.alias(one.name))
+        codes += columns
         remarks += noted
     patient = next((name for name in table.columns if _id_name(name) == "patient_id"), None)
     frame = pl.DataFrame(
@@ -106,6 +104,9 @@ def labels_from_frame(
     frame, dropped = _one_row_an_id(frame, column, source)
     if dropped:
         remarks.append(f"{source}: {dropped} rows repeat an id with the same labels; one of each is used")
+    if "split" in table.columns:
+        frame, noted = _with_split(frame, table, column, source)
+        remarks += noted
     return Labels(frame, key, tuple(settled), tuple(remarks), source)
 
 
@@ -126,131 +127,30 @@ def _id_name(column: str) -> str | None:
     return next((key for key, names in _ALIASES.items() if plain in names), None)
 
 
-def parse_endpoint(endpoint: Endpoint, column: pl.Series, source: str) -> tuple[Endpoint, pl.Series, list[str]]:
-    """(endpoint with kind and classes, class codes with null = masked, remarks) for a column of text.
-
-    0/1, true/false, yes/no and the like are binary; two other values are binary with the later one (by number, else by
-    alphabet) as the positive class; 3 to 20 values are multi-class. Raises InputError for what is none of these. An
-    endpoint whose classes are declared may have no known value at all: every code is null.
-    """
-    words = _one_spelling([None if value is None else value.strip() for value in column])
-    said_nothing = Counter(word for word in words if word is not None and _is_unknown(word))
-    known = sorted({word for word in words if word is not None and not _is_unknown(word)}, key=_order)
-    where = f"{source}: column {endpoint.source_column!r}"
-    _no_two_cases(known, endpoint, where)
-    if not known and endpoint.kind == "auto":
-        raise InputError(f"{where} holds no known value ({len(words)} rows are empty or unknown)")
-    folded = {word.lower() for word in known}
-    remarks = []
-    if said_nothing:
-        listed = ", ".join(f"{word!r} ({count})" for word, count in said_nothing.most_common(4))
-        remarks.append(f"{endpoint.name}: unknown and left out: {listed}")
-    yes_or_no = folded <= _TRUE | _FALSE
-    if endpoint.kind != "auto":
-        code_of = {word: code for word in known if (code := _code(word, endpoint)) is not None}
-        strange = [word for word in known if word not in code_of]
-        if strange:
-            raise InputError(
-                f"{where} holds {some(strange, 3)}; expected {some(endpoint.classes, 20)}"
-                + (", 0/1, true/false or yes/no" if endpoint.kind == "binary" else "")
-            )
-    elif yes_or_no:
-        negative = next((word for word in known if word.lower() in _FALSE), None)
-        positive = next((word for word in known if word.lower() in _TRUE), None)
-        if negative is None or positive is None:
-            _one_class(where, known[0], len(words) - sum(word is None or _is_unknown(word) for word in words))
-        endpoint = replace(endpoint, kind="binary", classes=(negative, positive))
-        code_of = {word: int(word.lower() in _TRUE) for word in known}
-    else:
-        endpoint, code_of = _infer(endpoint, known, where, words, remarks)
-    codes = [None if word is None else code_of.get(word) for word in words]
-    return endpoint, pl.Series(endpoint.name, codes, dtype=pl.Int64), remarks
-
-
-def _infer(
-    endpoint: Endpoint, known: list[str], where: str, words: Sequence[str | None], remarks: list[str]
-) -> tuple[Endpoint, dict[str, int]]:
-    numbers = [_number(word) for word in known]
-    if len(known) == 1:
-        _one_class(where, known[0], sum(word == known[0] for word in words))
-    if all(number is not None for number in numbers):
-        fractional = any(number is not None and number != int(number) for number in numbers)
-        if len(known) > MAX_CLASSES or (fractional and len(known) > 2):
-            raise InputError(
-                f"{where} holds {len(known)} different numbers ({some(known, 3)}): a quantity, not classes. Regression "
-                "arrives later; until then cut it into classes in a column of its own"
-            )
-    elif len(known) > MAX_CLASSES:
-        raise InputError(
-            f"{where} holds {len(known)} different texts ({some(known, 3)}); expected at most {MAX_CLASSES} classes. "
-            "Is it an id or a free text?"
-        )
-    if len(known) == 2:
-        remarks.append(f"{endpoint.name}: the positive class is {known[1]!r}, the negative {known[0]!r}")
-    else:
-        counts = Counter(word for word in words if word in known)
-        remarks.append(
-            f"{endpoint.name}: {len(known)} classes, " + ", ".join(f"{word!r} ({counts[word]})" for word in known)
-        )
-        if (numbers[0] or 0) < 0:
-            remarks.append(f"{endpoint.name}: {known[0]!r} counts as a class; empty the cells where it means unknown")
-    settled = replace(endpoint, kind="binary" if len(known) == 2 else "multiclass", classes=tuple(known))
-    return settled, {word: code for code, word in enumerate(known)}
-
-
-def _one_spelling(words: Sequence[str | None]) -> list[str | None]:
-    """Numbers that are written in several ways (`1` and `1.0`) in the shortest of them; the rest as it is."""
-    shortest: dict[float, str] = {}
-    for word in words:
-        number = None if word is None else _number(word)
-        if word is not None and number is not None and len(word) < len(shortest.get(number, word + " ")):
-            shortest[number] = word
-    numbers = {word: _number(word) for word in set(words) if word is not None}
-    return [None if word is None else shortest.get(numbers[word], word) for word in words]  # type: ignore[arg-type]
-
-
-def _no_two_cases(known: Sequence[str], endpoint: Endpoint, where: str) -> None:
-    spellings: dict[str, str] = {}
-    for word in known:
-        other = spellings.setdefault(word.lower(), word)
-        if other != word and word not in endpoint.classes and word.lower() not in _TRUE | _FALSE:
-            raise InputError(f"{where} holds both {other!r} and {word!r}; write one class in one way")
-
-
-def _code(word: str, endpoint: Endpoint) -> int | None:
-    """The class that a cell of a declared endpoint names; yes and no will do for a binary one."""
-    if word in endpoint.classes:
-        return endpoint.classes.index(word)
-    if endpoint.kind == "binary" and word.lower() in _TRUE | _FALSE:
-        return int(word.lower() in _TRUE)
-    return None
-
-
-def _one_class(where: str, value: str, count: int) -> NoReturn:
-    raise InputError(
-        f"{where} holds one class only: {value!r} in all {count} known rows; nothing can be learnt from it"
-    )
-
-
 def known_ids(column: pl.Series) -> pl.Series:
     """Ids as text; `nan`, `unknown` and the like are no ids, or they would make one patient of many."""
-    return pl.Series([None if word is None or _is_unknown(word) else word for word in column], dtype=pl.String)
+    return pl.Series([None if word is None or is_unknown(word) else word for word in column], dtype=pl.String)
 
 
-def _is_unknown(word: str) -> bool:
-    return word == "None" or word.lower() in UNKNOWN
+def _read_endpoint(endpoint: Endpoint, table: pl.DataFrame, source: str) -> tuple[Endpoint, list[pl.Series], list[str]]:
+    """(endpoint with kind and classes, the columns of `Endpoint.label_columns`, remarks)."""
+    need_column(table, endpoint.source_column, source)
+    if endpoint.kind != "survival":
+        settled, codes, remarks = parse_endpoint(endpoint, table[endpoint.source_column], source)
+        return settled, [codes.alias(endpoint.name)], remarks
+    need_column(table, endpoint.event, source)
+    times, events, remarks = parse_survival(endpoint, table[endpoint.source_column], table[endpoint.event], source)
+    names = endpoint.label_columns
+    return endpoint, [times.alias(names[0]), events.alias(names[1])], remarks
 
 
-def _number(word: str) -> float | None:
-    try:
-        return float(word) if math.isfinite(float(word)) else None
-    except ValueError:
-        return None
-
-
-def _order(word: str) -> tuple[bool, float, str]:
-    number = _number(word)
-    return (number is None, number or 0.0, word)
+def _with_split(frame: pl.DataFrame, table: pl.DataFrame, column: str, source: str) -> tuple[pl.DataFrame, list[str]]:
+    """The frame with the table's own `split` beside it, where that says one thing of an id."""
+    splits = pl.DataFrame({"id": known_ids(table[column]), "split": known_ids(table["split"])}).drop_nulls().unique()
+    torn = splits.filter(pl.col("id").is_duplicated())["id"].n_unique()
+    if torn:
+        return frame, [f"{source}: column split says two things of {torn} ids and is not used"]
+    return frame.join(splits, on="id", how="left", maintain_order="left"), []
 
 
 def _one_row_an_id(frame: pl.DataFrame, column: str, source: str) -> tuple[pl.DataFrame, int]:
@@ -277,15 +177,21 @@ def labels_path(bags: Path | str, task: str) -> Path:
 def write_labels(bags: Path | str, task: str, frame: pl.DataFrame, endpoints: Sequence[Endpoint]) -> Path:
     """Writes joined labels beside the bag file, replacing those of the same task at once; returns the path.
 
-    frame: scan_id, patient_id, and class codes as `clear.label_join.join_labels` gives them. Raises OutputError.
+    frame: scan_id, patient_id, the endpoints' columns as `clear.label_join.join_labels` gives them, and `split` if
+    there is one. Raises OutputError.
     """
     path = labels_path(bags, task)
     columns = [frame["scan_id"]]
     if "patient_id" in frame.columns and frame["patient_id"].null_count() < frame.height:
         columns.append(frame["patient_id"])
+    if "split" in frame.columns:
+        columns.append(frame["split"])
     for endpoint in endpoints:
-        codes = frame[endpoint.name].cast(pl.Int8)
-        if endpoint.kind == "multiclass":
+        if not endpoint.is_classes:
+            columns += [frame[name] for name in endpoint.label_columns]
+            continue
+        codes = frame[endpoint.name].cast(pl.Int8 if len(endpoint.classes) < 128 else pl.Int64)
+        if endpoint.kind != "binary":
             names: Mapping[int, str] = dict(enumerate(endpoint.classes))
             codes = pl.Series(endpoint.name, [None if code is None else names[code] for code in codes], dtype=pl.String)
         columns.append(codes.alias(endpoint.name))
@@ -306,5 +212,11 @@ def read_saved_labels(bags: Path | str, task: Task) -> Labels:
             + ("TABLE" if task.labels == "table" else "FOLDER, the label files as downloaded")
         )
     table = read_table(path)
-    by_name = replace(task, endpoints=tuple(replace(endpoint, column="") for endpoint in task.endpoints))
+    by_name = replace(
+        task,
+        endpoints=tuple(
+            replace(endpoint, column="", event=endpoint.label_columns[-1] if endpoint.event else "")
+            for endpoint in task.endpoints
+        ),
+    )
     return labels_from_frame(table, by_name, str(path))

@@ -29,7 +29,8 @@ class Scan:
 
     scan_id: SeriesInstanceUID for DICOM, else the path relative to `root` without its ending, "/"-separated
     patient_id, study_uid, series_uid: from headers; names and birth dates are never kept
-    format: dicom, nifti, nrrd, mha, radchestct, deeplesion, mrnet or omezarr ("" when the file cannot be read at all)
+    format: dicom, nifti, nrrd, mha, radchestct, deeplesion, mrnet, medmnist or omezarr ("" when the file cannot be
+        read at all)
     modality: "CT", "MR", ...; "" when unknown
     shape: (rows, columns) in canonical orientation
     spacing_mm: (z, y, x), z the median gap (nan for one slice of unknown thickness); None when the file does not say
@@ -230,7 +231,11 @@ def _scans(named: list[tuple[str, dict[str, Any]]], root: Path) -> list[Scan]:
     by_kind: dict[str, list[tuple[str, Any]]] = defaultdict(list)
     for name, record in named:
         by_kind[record["kind"]].append((name, record.get("header", record)))
-    scans = [scan_from_record(record, root) for _, record in by_kind["scan"]]
+    scans: list[Scan] = []
+    for _, record in by_kind["scan"]:
+        scan = scan_from_record(record, root)
+        many = scan.format == "medmnist" and scan.verdict == "use"  # one file, many volumes
+        scans += formats.module("medmnist").unfold(scan) if many else [scan]
     if by_kind["dicom"]:
         scans += formats.module("dicom").series_from_headers(by_kind["dicom"], root)
     if by_kind["png"]:
@@ -289,7 +294,7 @@ def _nothing_found(unreadable: list[str], n_files: int) -> str:
         return "the folder is empty. Expected DICOM, NIfTI, NRRD, MetaImage, npz, npy, PNG or OME-Zarr scans"
     return (
         f"none of its {n_files} file(s) is an image that is known (DICOM, NIfTI, NRRD, MetaImage, RAD-ChestCT npz, "
-        "MRNet npy, 16-bit PNG, OME-Zarr). Archives must be unpacked first"
+        "MRNet npy, MedMNIST 3D npz, 16-bit PNG, OME-Zarr). Archives must be unpacked first"
     )
 
 

@@ -3,7 +3,8 @@
 A format module has three functions: `probe(head, path)` (does this content belong to it; `head` holds the file's
 first `HEAD_BYTES`), `scans(path, root, modality)` (what lies in the file, from its header) and `read(scan)`. All three
 raise ScanRefused with a reason for content that cannot be used. DICOM is grouped over many files and PNG folders over
-one folder, so these two have their own way of building scans; see `clear.headers`.
+one folder, so these two have their own way of building scans; see `clear.headers`. A MedMNIST file holds many: its one
+scan is unfolded when scans are listed.
 
 This module is the table of them. Modules are imported when a file of their kind is met.
 """
@@ -27,10 +28,14 @@ MODULES = {
     "radchestct": "clear.formats.radchestct",
     "deeplesion": "clear.formats.deeplesion",
     "mrnet": "clear.formats.mrnet",
+    "medmnist": "clear.formats.medmnist",
     "omezarr": "clear.formats.omezarr",
 }
 # modules asked about a single file, in this order; DICOM, PNG and Zarr are recognised by clear.headers
-ONE_FILE = ("clear.formats.nifti", "clear.formats.itk", "clear.formats.radchestct", "clear.formats.mrnet")
+ONE_FILE = (
+    *("clear.formats.nifti", "clear.formats.itk", "clear.formats.radchestct", "clear.formats.mrnet"),
+    "clear.formats.medmnist",
+)
 
 _ENDINGS = re.compile(r"\.(nii\.gz|nii|hdr|nrrd|nhdr|mha|mhd|npz|npy|ome\.zarr|zarr|dcm|dicom|ima|gz)$", re.IGNORECASE)
 

@@ -1,7 +1,8 @@
 """MRNet: `.npy` arrays of knee MR, (slices, 256, 256), in folders named axial, coronal and sagittal.
 
 The release (MRNet-v1.0) removed every header: there is no spacing, no position and no statement of which end is
-first. Slices keep their stored order and orientation, and the remark says so.
+first. Slices keep their stored order and orientation, and the remark says so. The three series of an exam have one
+number, the file's name, which is the study_uid here; there are no patient ids.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def scans(path: Path, root: Path, modality: str | None = None) -> list[Scan]:
     return [
         Scan(
             scan_id=without_ending(name),
+            study_uid=exam.zfill(4) if (exam := path.stem).isdigit() else None,
             format="mrnet",
             modality=modality or "MR",
             plane=plane,

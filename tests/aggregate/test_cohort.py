@@ -102,3 +102,25 @@ def test_of_several_endpoints_those_of_one_class_are_set_aside() -> None:
     assert "e2: only 1 patients are 'present'" in remarks[1]
     with pytest.raises(InputError, match="nothing to learn"):
         usable_endpoints(frame([1, 1], [0, 0]), [ends[0], ends[1]], 2)
+
+
+def test_times_without_an_event_and_a_quantity_of_one_value_cannot_be_learnt() -> None:
+    time, size = Endpoint("t", "survival", event="dead"), Endpoint("size", "regression")
+    columns = {"patient_id": list("abc"), "t": [1.0, 2.0, 3.0], "size": [5.0, 5.0, 5.0]}
+    with pytest.raises(InputError, match="none of 3 survival times ends in an event"):
+        usable_endpoints(pl.DataFrame({**columns, "t.event": [0, 0, 0]}), [time], 2)
+    with pytest.raises(InputError, match="one value only: all 3 known labels are 5"):
+        usable_endpoints(pl.DataFrame(columns), [size], 2)
+    with pytest.raises(InputError, match="only 1 of 3 labelled patients are 'event', too few for 2 folds"):
+        usable_endpoints(pl.DataFrame({**columns, "t.event": [0, 1, 0]}), [time], 2)
+
+
+def test_events_stand_beside_their_times(bags: Bags) -> None:
+    time = Endpoint("t", "survival", event="dead")
+    frame = pl.DataFrame({"scan_id": ["s0", "s1", "s2"], "patient_id": list("abc"), "t": [3.0, None, 5.0]})
+    frame = frame.with_columns(pl.Series("t.event", [1, None, 0]))
+    cohort = build_cohort(bags, Joined(frame, (time,), None, {}, ()), (LUNG,), 1)
+    assert cohort.names == ["s0", "s2"]
+    assert cohort.targets.codes[:, 0].tolist() == [3, 5]
+    assert cohort.targets.events is not None
+    assert cohort.targets.events[:, 0].tolist() == [1, 0]

@@ -17,8 +17,9 @@ from aggregate import Run, train
 from aggregate.aggregators import predict
 from aggregate.cohort import build_cohort
 from aggregate.crossval import fit_fold
-from aggregate.folds import read_folds
+from aggregate.folds_file import read_folds
 from aggregate.packed import PackedRows
+from aggregate.question import ask
 from aggregate.run import fold_name
 from clear.bags import Bags
 from clear.endpoints import Endpoint
@@ -52,6 +53,8 @@ def test_a_run_folder_holds_everything_and_opens_again(run: Run) -> None:
         "history.csv",
         "predictions.csv",
         "metrics.csv",
+        "curves.csv",
+        "baselines.csv",
         "attention.h5",
         "fold-0",
         "fold-1",
@@ -340,7 +343,7 @@ def test_a_missing_piece_of_a_run_is_named(run: Run) -> None:
         ({"target": "lesion"}, "give it with --labels"),
         ({"task": "demo", "target": "lesion"}, "exclude each other"),
         ({"task": "nope"}, "no such task"),
-        ({"labels": True, "target": "lesion", "aggregator": "max"}, "no such aggregator"),
+        ({"labels": True, "target": "lesion", "aggregator": "maxi"}, "no such aggregator"),
         ({"labels": True, "target": "lesion", "preset": "max"}, "no such preset"),
         ({"labels": True, "target": "lesion", "lr": -1.0}, "lr is -1"),
         ({"labels": True, "target": "lesion", "device": "tpu"}, "expected auto, cpu, cuda"),
@@ -351,7 +354,7 @@ def test_a_missing_piece_of_a_run_is_named(run: Run) -> None:
         ({"labels": True, "target": "lesion", "seed": -1}, "--seed -1"),
         ({"labels": True, "target": "lesion", "dropout": 1.0}, "dropout is 1"),
         ({"labels": True, "target": "lesion", "folds_file": "folds.csv", "repeats": 2}, "leave out --folds and --rep"),
-        ({"labels": True, "target": "patient_id"}, "names an id or a mean"),
+        ({"labels": True, "target": "patient_id"}, "names an id, a split or a mean"),
     ],
 )
 def test_what_is_wrong_is_said_before_training(data, tmp_path: Path, arguments: dict, says: str) -> None:
@@ -369,3 +372,107 @@ def test_a_task_with_an_empty_endpoint_goes_on_without_it(make_bags, planted, tm
     run = train(make_bags(features), task=task, labels=tmp_path / "t.csv", folds=3, output=tmp_path / "r", **QUICK)
     assert [endpoint.name for endpoint in run.endpoints] == ["a"]
     assert any("b: set aside" in remark for remark in run.settings["remarks"])
+
+
+@pytest.fixture
+def told(make_bags, tmp_path: Path) -> tuple[Path, Path]:
+    """(bags whose mean is a number z, a table of what follows from z: a quantity, a survival time, a grade)."""
+    rng = np.random.default_rng(0)
+    z = np.linspace(-2, 2, 48)[rng.permutation(48)]
+    names = [f"scan{i:02d}" for i in range(48)]
+    features = {
+        n: (0.3 * rng.standard_normal((6, 8)) + v * np.ones(8)).astype(np.float32)
+        for n, v in zip(names, z, strict=True)
+    }
+    times = np.exp(-z) * rng.uniform(0.8, 1.2, 48)
+    table = pl.DataFrame(
+        {
+            "patient_id": names,
+            "volume": 500 + 100 * z,
+            "time": times,
+            "event": (np.arange(48) % 4 > 0).astype(int),
+            "grade": np.digitize(z, [-0.7, 0.7]) + 1,
+        }
+    )
+    table.write_csv(tmp_path / "told.csv")
+    return make_bags(features), tmp_path / "told.csv"
+
+
+def test_quantities_times_and_grades_are_learnt_and_come_back_in_their_own_units(told, tmp_path: Path) -> None:
+    endpoints = (
+        Endpoint("volume", "regression"),
+        Endpoint("survival", "survival", column="time", event="event"),
+        Endpoint("grade", "ordinal", ("1", "2", "3")),
+    )
+    task = Task("told", "", endpoints, metrics=("mae", "r2", "c_index", "kappa"))
+    run = train(
+        told[0], task=task, labels=told[1], folds=3, epochs=40, batch=8, lr=1e-3, patience=40,
+        output=tmp_path / "r", progress=False,
+    )  # fmt: skip
+    cells = {
+        (row["endpoint"], row["metric"]): row["estimate"]
+        for row in run.metrics.filter(estimator="fold_mean").iter_rows(named=True)
+        if row["class"] in ("", "macro")
+    }
+    assert cells["volume", "mae"] < 60
+    assert cells["volume", "r2"] > 0.6
+    assert cells["survival", "c_index"] > 0.8
+    assert cells["grade", "kappa"] > 0.6
+    volume = run.predictions.filter(endpoint="volume")
+    assert 300 < volume["y_score"].mean() < 700
+    survival = run.predictions.filter(endpoint="survival")
+    assert survival["event"].sum() == 36
+    assert run.settings["label_counts"]["survival"] == {"event": 36, "censored": 12, "unknown": 0}
+    for fold in range(3):
+        taught = run.folds.filter(fold=fold, split="train")["scan_id"].to_list()
+        own = pl.read_csv(told[1]).filter(pl.col("patient_id").is_in(taught))["volume"]
+        np.testing.assert_allclose(run.scale(fold=fold)[0], [own.mean(), own.std(ddof=0)])
+
+
+def test_a_fold_alone_gives_the_same_survival_predictions_as_within_the_run(told, tmp_path: Path) -> None:
+    task = Task("t", "", (Endpoint("survival", "survival", column="time", event="event"),), metrics=("c_index",))
+    run = train(told[0], task=task, labels=told[1], folds=3, output=tmp_path / "r", **QUICK)
+    with Bags(told[0]) as bags:
+        question = ask(
+            bags,
+            task=task,
+            labels=told[1],
+            folds_file=run.path / "folds.csv",
+        )
+        preset = PRESETS["adaptive"].with_changes(epochs=3, batch=8, lr=1e-3, min_steps=0)
+        alone = fit_fold(
+            question.cohort, question.cohort.rows(bags), question.folds, 0, 1, aggregator="abmil", preset=preset
+        )
+    within = dict(run.predictions.filter(fold=1).select("scan_id", "y_score").iter_rows())
+    assert {question.cohort.names[b]: float(s) for b, s in zip(alone.scored, alone.scores[:, 0], strict=True)} == within
+
+
+def test_averaged_scans_are_judged_once_a_patient(make_bags, planted, tmp_path: Path) -> None:
+    features, labels = planted(n=40)
+    owner = {scan: f"p{int(scan[4:]) // 4 * 2 + int(scan[4:]) % 2:02d}" for scan in features}
+    rows = {owner[scan]: label for scan, label in labels.items()}
+    pl.DataFrame({"patient_id": list(rows), "y": list(rows.values())}).write_csv(tmp_path / "y.csv")
+    run = train(
+        make_bags(features, patients=owner), labels=tmp_path / "y.csv", target="y", several="average", folds=2,
+        output=tmp_path / "r", **QUICK,
+    )  # fmt: skip
+    assert run.predictions.height == 40
+    cell = run.metrics.filter(metric="auroc", estimator="pooled").row(0, named=True)
+    assert (cell["n"], cell["n_positive"]) == (20, 10)
+    means = run.predictions.group_by("patient_id").agg(pl.col("y_score").mean(), pl.col("y_true").first())
+    assert cell["estimate"] == pytest.approx(roc_auc_score(means["y_true"], means["y_score"]))
+    assert run.settings["several"] == "average"
+
+
+def test_an_aggregator_of_single_vectors_refuses_bags_of_slices(data, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="takes one vector a scan, and the bags of"):
+        train(data[0], labels=data[1], target="lesion", aggregator="mlp", output=tmp_path / "r", **QUICK)
+    with pytest.raises(InputError, match="no option 'wings'"):
+        train(data[0], labels=data[1], target="lesion", options={"wings": 2}, output=tmp_path / "r", **QUICK)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_label_table_of_another_cohort_is_one_sentence(data, tmp_path: Path) -> None:
+    pl.DataFrame({"patient_id": ["x1", "x2"], "lesion": [0, 1]}).write_csv(tmp_path / "alien.csv")
+    with pytest.raises(InputError, match=r"none of its 2 ids is a patient_id of .*feats\.h5"):
+        train(data[0], labels=tmp_path / "alien.csv", target="lesion", output=tmp_path / "r", **QUICK)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aggregate.aggregators import build_aggregator, predict
-from aggregate.fit import Fitted, Plan, fit, run_epoch, training_precision
+from aggregate.fit import Fitted, Plan, Truth, fit, run_epoch, training_precision
 from aggregate.packed import PackedRows
 from aggregate.targets import Targets
 from clear.endpoints import Endpoint
@@ -110,8 +110,7 @@ def one_epoch(tile_rows: int, threads: int, dropout: float) -> tuple[float, torc
         torch.manual_seed(0)
         model = build_aggregator("abmil", 6, 1, dropout)
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-        codes = torch.as_tensor(targets.codes, dtype=torch.float32)
-        loss = run_epoch(model, source, targets, codes, np.arange(24), optimiser, 12, tile_rows=tile_rows)
+        loss = run_epoch(model, source, Truth.of(targets), np.arange(24), optimiser, 12, tile_rows=tile_rows)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregate.folds import Folds, make_folds, read_folds, stratify
+from aggregate.folds import Folds, make_folds, make_group_folds, make_test_folds, stratify
+from aggregate.folds_file import read_folds
 from clear.errors import InputError
 
 
@@ -137,3 +139,84 @@ def test_fewer_patients_than_folds_is_a_sentence() -> None:
         make_folds(list("abcd"), list("abcd"), np.ones((4, 1), bool), folds=5)
     with pytest.raises(InputError, match="at least 2 folds"):
         make_folds(list("abcd"), list("abcd"), np.ones((4, 1), bool), folds=1)
+
+
+PEOPLE = (["a", "b", "c", "d", "e", "f"], ["p1", "p1", "p2", "p3", "p4", "p5"])
+CLASSES = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [1, 0], [0, 1]], dtype=bool)
+
+
+def scored_in(folds: Folds) -> dict[str, list[int]]:
+    """scan -> the folds that score it."""
+    rows = folds.table.filter(split="test").group_by("scan_id").agg(pl.col("fold").sort())
+    return dict(rows.iter_rows())
+
+
+def test_splits_of_stamp_are_patients_and_keep_their_folds(tmp_path: Path) -> None:
+    splits = [
+        {"train_patients": ["p3", "p4", "p5"], "test_patients": ["p1", "p2"]},
+        {"train_patients": ["p1", "p2"], "test_patients": ["p3", "p4", "p5", "gone"]},
+    ]
+    (tmp_path / "splits.json").write_text(json.dumps({"splits": splits}))
+    folds, remarks = read_folds(tmp_path / "splits.json", *PEOPLE, CLASSES)
+    assert scored_in(folds) == {"a": [0], "b": [0], "c": [0], "d": [1], "e": [1], "f": [1]}
+    assert set(folds.table.filter(fold=0, split="inner")["patient_id"]) < {"p3", "p4", "p5"}
+    assert "gone" in remarks[0]
+
+
+def test_splits_of_nnunet_are_cases_and_score_their_val(tmp_path: Path) -> None:
+    scans = [f"imagesTr/{name}" for name in PEOPLE[0]]
+    splits = [{"train": list("def"), "val": list("abc")}, {"train": list("abc"), "val": list("de")}]
+    (tmp_path / "splits_final.json").write_text(json.dumps([*splits, {"train": list("abc"), "val": ["f"]}]))
+    folds, _ = read_folds(tmp_path / "splits_final.json", scans, PEOPLE[1], CLASSES)
+    assert scored_in(folds)["imagesTr/a"] == [0]
+    assert scored_in(folds)["imagesTr/f"] == [2]
+    left_out = folds.table.filter(fold=1, split="unused")["scan_id"].to_list()
+    assert left_out == ["imagesTr/f"]  # listed neither for training nor for scoring
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([{"train": list("cdef"), "val": ["a"]}], "1 of 6 scan_ids are in no fold, first b"),
+        ([{"train": list("bcd"), "val": list("aef")}], "trains on scans of patients whom it scores, first p1"),
+        ([{"train": list("abcd"), "val": list("def")}], "both trains on and scores d"),
+        ([{"training": [], "val": []}], "expected STAMP's"),
+        ({"splits": []}, "expected STAMP's"),
+        ({"folds": []}, "expected STAMP's"),
+        ([{"train": ["d"], "val": list("abcef")}], "leaves 1 patients for training"),
+    ],
+)
+def test_a_splits_file_that_would_leak_or_says_nothing_is_refused(tmp_path: Path, data: object, says: str) -> None:
+    (tmp_path / "s.json").write_text(json.dumps(data))
+    with pytest.raises(InputError, match=says):
+        read_folds(tmp_path / "s.json", *PEOPLE, CLASSES)
+
+
+def test_a_splits_file_that_is_no_json_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text("[{")
+    with pytest.raises(InputError, match="is not JSON"):
+        read_folds(tmp_path / "s.json", *PEOPLE, CLASSES)
+
+
+def test_folds_of_every_protocol_come_back_from_their_file(tmp_path: Path) -> None:
+    scans, patients, indicators = cohort(20)
+    site = {p: f"site {i % 3}" for i, p in enumerate(sorted(set(patients)))}
+    part = {p: ["train", "val", "test"][i % 3] for i, p in enumerate(sorted(set(patients)))}
+    for made in (
+        make_folds(scans, patients, indicators, folds=3, repeats=2),
+        make_group_folds(scans, patients, indicators, [site[p] for p in patients]),
+        make_test_folds(scans, patients, indicators, [part[p] for p in patients], folds=3),
+    ):
+        made.write(tmp_path / "folds.csv")
+        assert read_folds(tmp_path / "folds.csv", scans, patients, indicators)[0].table.equals(made.table)
+
+
+def test_a_scan_scored_in_some_folds_but_not_in_all_is_refused() -> None:
+    scans, patients, indicators = cohort(12)
+    table = make_folds(scans, patients, indicators, folds=3).table
+    first = table.filter(fold=0, split="test")["patient_id"][0]
+    twice = table.with_columns(
+        split=pl.when((pl.col("fold") == 1) & (pl.col("patient_id") == first)).then(pl.lit("test")).otherwise("split")
+    )
+    with pytest.raises(InputError, match="is scored in several folds, others are not"):
+        Folds(twice)

@@ -6,21 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from aggregate.intervals import (
     bca_interval,
+    bca_p_value,
     clustered_auroc,
+    clustered_delong,
     delong,
     delong_test,
     leave_one_out,
     logit_interval,
+    paired_test,
     patient_draws,
     percentile_interval,
     placements,
     resample,
+    wald_interval,
 )
 from aggregate.metrics import auroc, plain
+from clear.errors import InputError
 
 
 def slow_delong(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,14 +47,23 @@ def slow_delong(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("levels", [3, 10, 10**9])
-def test_the_fast_delong_equals_the_definition(levels: int) -> None:
+def test_delong_and_its_test_equal_the_definition_with_ties(levels: int) -> None:
     rng = np.random.default_rng(levels)
-    for _ in range(10):
-        truth = rng.random(40) < 0.3
+    for _ in range(20):
+        n = int(rng.integers(8, 60))
+        truth = rng.random(n) < 0.3
         truth[:4] = [True, True, False, False]
-        scores = rng.integers(0, levels, (3, 40)) / levels
-        for fast, slow in zip(delong(truth, scores), slow_delong(truth, scores), strict=True):
-            np.testing.assert_allclose(fast, slow, atol=1e-12)
+        scores = rng.integers(0, levels, (3, n)) / levels
+        auc, covariance = slow_delong(truth, scores)
+        for fast, slow in zip(delong(truth, scores), (auc, covariance), strict=True):
+            np.testing.assert_allclose(fast, slow, atol=1e-10)
+        for one, other in ((0, 1), (1, 2)):
+            variance = covariance[one, one] + covariance[other, other] - 2 * covariance[one, other]
+            z, p, found = delong_test(truth, scores, one, other)
+            assert found == pytest.approx(variance, abs=1e-10)
+            if variance > 1e-12:
+                assert z == pytest.approx((auc[one] - auc[other]) / np.sqrt(variance), abs=1e-10)
+                assert p == pytest.approx(2 * norm.sf(abs(auc[one] - auc[other]) / np.sqrt(variance)), abs=1e-10)
 
 
 def test_the_reference_is_reproduced(shared_data: Path) -> None:
@@ -64,6 +78,12 @@ def test_the_reference_is_reproduced(shared_data: Path) -> None:
         np.testing.assert_allclose(negative, fixture["f64/placements_negative"][model], atol=1e-10)
         interval = logit_interval(auc[model], covariance[model, model])
         np.testing.assert_allclose(interval, fixture["f64/ci95_logit"][model], atol=1e-10)
+        error = np.sqrt(covariance[model, model])
+        assert error == pytest.approx(fixture["f64/standard_error"][model], abs=1e-10)
+        if error > 0:
+            plain_interval = wald_interval(auc[model], covariance[model, model])
+            np.testing.assert_allclose(plain_interval, fixture["f64/ci95"][model], atol=1e-10)
+            np.testing.assert_allclose(np.clip(plain_interval, 0, 1), fixture["f64/ci95_clipped"][model], atol=1e-10)
     for i in range(len(scores)):
         for j in range(len(scores)):
             if i != j:
@@ -71,6 +91,21 @@ def test_the_reference_is_reproduced(shared_data: Path) -> None:
                 np.testing.assert_allclose(z, fixture["f64/z"][i, j], atol=1e-10)
                 np.testing.assert_allclose(p, fixture["f64/p"][i, j], atol=1e-10)
                 np.testing.assert_allclose(variance, fixture["f64/variance_of_difference"][i, j], atol=1e-10)
+                if variance > 0:
+                    interval = wald_interval(auc[i] - auc[j], variance)
+                    np.testing.assert_allclose(interval, fixture["f64/difference_ci95"][i, j], atol=1e-10)
+                if i < j and np.isfinite(z):  # elsewhere pROC reports 0 and 1, or infinity and 0, and we nothing
+                    assert z == pytest.approx(fixture["f64/z_R"][i, j], abs=1e-10)
+                    assert p == pytest.approx(fixture["f64/p_R"][i, j], abs=1e-10)
+                apart = covariance[i, i] + covariance[j, j]
+                if i < j and apart > 0:  # pROC's unpaired statistic rests on the same variances
+                    statistic = (auc[i] - auc[j]) / np.sqrt(apart)
+                    assert statistic == pytest.approx(fixture["f64/unpaired_statistic_R"][i, j], abs=1e-10)
+                    own = [covariance[k, k] ** 2 / (len(truth) - 1) for k in (i, j)]
+                    df = apart**2 / sum(own)  # Welch's, over all cases
+                    assert df == pytest.approx(fixture["f64/unpaired_df_R"][i, j], abs=1e-10)
+                    apart_p = 2 * t.sf(abs(statistic), df)
+                    assert apart_p == pytest.approx(fixture["f64/unpaired_p_R"][i, j], abs=1e-10)
 
 
 def test_with_one_row_a_patient_the_clustered_form_is_delong() -> None:
@@ -80,6 +115,37 @@ def test_with_one_row_a_patient_the_clustered_form_is_delong() -> None:
     expected_auc, expected = delong(truth, scores[None])
     assert auc == pytest.approx(expected_auc[0], abs=1e-14)
     assert variance == pytest.approx(expected[0, 0], abs=1e-14)
+
+
+def test_with_one_row_a_patient_the_paired_clustered_form_is_paired_delong() -> None:
+    rng = np.random.default_rng(0)
+    truth, scores = rng.random(50) < 0.4, rng.integers(0, 8, (3, 50)) / 8
+    for clustered, usual in zip(
+        clustered_delong(truth, scores, rng.permutation(50)), delong(truth, scores), strict=True
+    ):
+        np.testing.assert_allclose(clustered, usual, atol=1e-14)
+
+
+def test_delong_refuses_several_rows_of_a_patient() -> None:
+    rng = np.random.default_rng(0)
+    truth, scores = rng.random(30) < 0.4, rng.random((2, 30))
+    patients = np.repeat(np.arange(15), 2)
+    with pytest.raises(InputError, match="one case a patient; 15 of 30 cases are a patient's second or later"):
+        delong(truth, scores, patients)
+    np.testing.assert_array_equal(delong(truth, scores, np.arange(30))[1], delong(truth, scores)[1])
+
+
+def test_the_paired_clustered_variance_agrees_with_a_bootstrap_over_patients() -> None:
+    rng = np.random.default_rng(3)
+    patients = np.repeat(np.arange(150), 2)
+    truth = rng.random(300) < 0.4
+    shared = truth * 0.8 + rng.standard_normal(150)[patients]
+    scores = np.stack([shared + 0.7 * rng.standard_normal(300), shared + 0.7 * rng.standard_normal(300)])
+    auc, covariance = clustered_delong(truth, scores, patients)
+    z, p, variance = paired_test(auc, covariance, 0, 1)
+    drawn, _ = resample(lambda w: auroc(truth, scores[0], w) - auroc(truth, scores[1], w), patients, seed=0, draws=2000)
+    assert variance == pytest.approx(drawn.var(), rel=0.15)
+    assert p == pytest.approx(2 * norm.sf(abs(z)))
 
 
 def test_copies_of_a_patients_scan_add_no_certainty() -> None:
@@ -127,6 +193,50 @@ def test_draws_take_whole_patients_and_follow_the_seed() -> None:
     assert leave_one_out(patients).tolist() == [[0, 0, 1, 1, 1], [1, 1, 0, 1, 1], [1, 1, 1, 0, 0]]
 
 
+def test_many_patients_are_left_out_in_groups_that_cover_everyone_once() -> None:
+    patients = np.repeat(np.arange(7), 2)
+    left = leave_one_out(patients, groups=3)
+    assert left.shape == (3, 14)
+    assert ((1 - left).sum(axis=0) == 1).all()
+    assert (left[:, ::2] == left[:, 1::2]).all()
+
+
+def test_groups_find_about_the_same_interval_as_single_patients() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.exponential(size=2000)
+    weights = patient_draws(np.arange(2000), seed=0)
+
+    def mean(w: np.ndarray) -> np.ndarray:
+        return w @ values / w.sum(axis=1)
+
+    single, grouped = (leave_one_out(np.arange(2000), groups) for groups in (2000, 250))
+    one = bca_interval(values.mean(), mean(weights), mean(single))
+    other = bca_interval(values.mean(), mean(weights), mean(grouped))
+    assert other == pytest.approx(one, abs=0.1 * (one[1] - one[0]))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 0.7, 2.5])
+def test_the_p_value_is_the_level_at_which_the_interval_reaches_the_null(shift: float) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.exponential(size=60) - 1 + shift
+    drawn, left_out = resample(lambda w: w @ values / w.sum(axis=1), np.arange(60), seed=0, draws=4000)
+    p = bca_p_value(values.mean(), drawn, left_out)
+    inside = [
+        low <= 0 <= high
+        for low, high in (bca_interval(values.mean(), drawn, left_out, 1 - a) for a in (0.9 * p, 1.1 * p))
+    ]
+    if p > 0.01:
+        assert inside == [True, False]
+    else:
+        low, high = bca_interval(values.mean(), drawn, left_out, 0.99)
+        assert not low <= 0 <= high
+
+
+def test_a_difference_of_nothing_has_no_p_value() -> None:
+    assert np.isnan(bca_p_value(0.0, np.zeros(100), np.zeros(10)))
+    assert np.isnan(paired_test(np.array([0.5, 0.5]), np.zeros((2, 2)), 0, 1)[1])
+
+
 def test_bca_is_the_percentile_interval_for_a_symmetric_statistic() -> None:
     drawn = norm.ppf((np.arange(4000) + 0.5) / 4000)
     symmetric = np.linspace(-1, 1, 101)
@@ -142,16 +252,20 @@ def test_the_bootstrap_is_silent_where_it_is_not_defined() -> None:
 
 
 @pytest.mark.slow
-def test_the_delong_interval_covers_what_it_claims() -> None:
-    """2,000 cohorts, n = 200, prevalence 0.3, AUROC 0.8: 95 % intervals cover between 93.5 % and 96.5 %."""
+def test_the_default_intervals_cover_what_they_claim() -> None:
+    """2,000 cohorts, n = 200, prevalence 0.3, AUROC 0.8: 95 % intervals cover between 93.5 % and 96.5 %.
+
+    Both that clear uses: DeLong on the logit scale, of a single AUROC, and the BCa bootstrap, of all else.
+    """
     rng = np.random.default_rng(0)
     shift = np.sqrt(2) * norm.ppf(0.8)
-    covered = 0
-    for _ in range(2000):
-        truth = np.arange(200) < 60
+    truth, everyone = np.arange(200) < 60, np.arange(200)
+    covered = np.zeros(2)
+    for cohort in range(2000):
         scores = rng.standard_normal(200) + shift * truth
-        auc, variance = clustered_auroc(truth, scores, np.arange(200))
-        low, high = logit_interval(auc, variance)
-        covered += low <= 0.8 <= high
+        auc, variance = clustered_auroc(truth, scores, everyone)
+        drawn, left_out = resample(lambda w, s=scores: auroc(truth, s, w), everyone, cohort)
+        intervals = logit_interval(auc, variance), bca_interval(auc, drawn, left_out)
+        covered += [low <= 0.8 <= high for low, high in intervals]
         assert auc == pytest.approx(plain(auroc, truth, scores), abs=1e-12)
-    assert 0.935 <= covered / 2000 <= 0.965
+    assert ((covered / 2000 >= 0.935) & (covered / 2000 <= 0.965)).all(), covered / 2000

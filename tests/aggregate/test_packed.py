@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aggregate.packed import PackedRows, segment_softmax, segment_sum, tiles
+from aggregate.packed import PackedRows, segment_softmax, segment_sum, segments, tiles
 
 
 @pytest.fixture
@@ -79,3 +79,9 @@ def test_segment_sum_equals_a_loop() -> None:
     rows = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
     summed = segment_sum(rows, torch.tensor([0, 4, 5, 12]))
     torch.testing.assert_close(summed, torch.stack([rows[:4].sum(0), rows[4:5].sum(0), rows[5:].sum(0)]))
+
+
+def test_segments_are_the_rows_of_each_bag() -> None:
+    rows = torch.arange(12.0).view(6, 2)
+    pieces = segments(rows, torch.tensor([0, 1, 4, 6]))
+    assert [piece[:, 0].tolist() for piece in pieces] == [[0], [2, 4, 6], [8, 10]]

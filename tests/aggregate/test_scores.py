@@ -5,16 +5,33 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    cohen_kappa_score,
+    f1_score,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+)
 
 from aggregate.intervals import clustered_auroc, logit_interval
+from aggregate.metrics import plain
 from aggregate.scores import CONDITIONAL, metrics_table
+from aggregate.survival import c_index
 from clear.endpoints import Endpoint
+from clear.errors import InputError
 from clear.tasks import METRICS
 
 A = Endpoint("a", "binary", ("absent", "present"))
 B = Endpoint("b", "binary", ("absent", "present"))
 STAGE = Endpoint("stage", "multiclass", ("I", "II", "III"))
+GRADE = Endpoint("grade", "ordinal", ("low", "middle", "high"))
+AGE = Endpoint("age", "regression")
+DEATH = Endpoint("os", "survival", event="dead")
+
+
+COLUMNS = ["scan_id", "patient_id", "endpoint", "class", "repeat", "fold", "split", "y_true", "event", "y_score"]
 
 
 def predictions(endpoint: Endpoint, n: int = 60, folds: int = 3, repeats: int = 1, scans: int = 1, seed: int = 0):
@@ -28,8 +45,60 @@ def predictions(endpoint: Endpoint, n: int = 60, folds: int = 3, repeats: int = 
                 truth = int(endpoint.classes.index(name) == code[i])
                 key = (f"s{i:03d}", f"p{i // scans:03d}", endpoint.name, name, repeat, (i // scans) % folds, "test")
                 rows.append((*key, truth, None, float(rng.normal(truth, 1))))
-    columns = ["scan_id", "patient_id", "endpoint", "class", "repeat", "fold", "split", "y_true", "event", "y_score"]
-    return pl.DataFrame(rows, schema=columns, orient="row")
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
+
+
+def probabilities(
+    endpoint: Endpoint, n: int = 90, folds: int = 3, seed: int = 0
+) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+    """(predictions, codes (n,), probabilities (n, C)) of an endpoint with several classes."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 3, n)
+    scores = rng.dirichlet(np.ones(3), n) + 0.6 * np.eye(3)[codes]
+    scores /= scores.sum(axis=1, keepdims=True)
+    rows = [
+        (f"s{i:03d}", f"p{i:03d}", endpoint.name, name, 0, i % folds, "test", float(codes[i] == c), None, scores[i, c])
+        for i in range(n)
+        for c, name in enumerate(endpoint.classes)
+    ]
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row"), codes, scores
+
+
+def numbers(endpoint: Endpoint, n: int = 80, folds: int = 4, seed: int = 0) -> pl.DataFrame:
+    """Predictions of a quantity, or of a survival time with hazards on a scale of each fold's own."""
+    rng = np.random.default_rng(seed)
+    truth = rng.exponential(10, n)
+    rows = []
+    for i in range(n):
+        event = int(rng.random() < 0.7) if endpoint.kind == "survival" else None
+        score = (
+            -np.log(truth[i]) + rng.normal() + 50 * (i % folds) if event is not None else truth[i] + rng.normal(0, 4)
+        )
+        rows.append((f"s{i:03d}", f"p{i:03d}", endpoint.name, "", 0, i % folds, "test", truth[i], event, score))
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
+
+
+def fixed_test(n: int = 60, models: int = 4, seed: int = 0) -> pl.DataFrame:
+    """A binary endpoint of a fixed test set that every model scored."""
+    rng = np.random.default_rng(seed)
+    truth = rng.random(n) < 0.4
+    rows = [
+        (
+            f"s{i:03d}",
+            f"p{i:03d}",
+            "a",
+            "present",
+            0,
+            fold,
+            "test",
+            float(truth[i]),
+            None,
+            float(rng.normal(truth[i], 2)),
+        )
+        for fold in range(models)
+        for i in range(n)
+    ]
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
 
 
 def row(table: pl.DataFrame, **where: str) -> dict[str, object]:
@@ -129,3 +198,105 @@ def test_the_order_of_the_predictions_does_not_matter() -> None:
     assert metrics_table(scored.sample(fraction=1, shuffle=True, seed=0), [A], METRICS).equals(
         metrics_table(scored, [A], METRICS)
     )
+
+
+@pytest.mark.parametrize("endpoint", [STAGE, GRADE], ids=lambda e: e.kind)
+def test_endpoints_of_several_classes_have_their_own_metrics_in_the_macro_row(endpoint: Endpoint) -> None:
+    scored, codes, scores = probabilities(endpoint)
+    called = (scores.cumsum(axis=1) >= 0.5).argmax(axis=1) if endpoint.kind == "ordinal" else scores.argmax(axis=1)
+    table = metrics_table(scored, [endpoint], ["accuracy", "kappa", "f1", "brier"]).filter(estimator="pooled")
+    weights = "quadratic" if endpoint.kind == "ordinal" else None
+    expected = {
+        "accuracy": accuracy_score(codes, called),
+        "kappa": cohen_kappa_score(codes, called, weights=weights),
+        "f1": f1_score(codes, called, average="macro"),
+        "brier": ((scores - np.eye(3)[codes]) ** 2).mean(),
+    }
+    for metric, value in expected.items():
+        assert row(table, metric=metric, **{"class": "macro"})["estimate"] == pytest.approx(value), metric
+    per_class = f1_score(codes, called, average=None)
+    found = table.filter(pl.col("class") != "macro", metric="f1")
+    assert found["estimate"].to_list() == pytest.approx(per_class.tolist())
+    assert found["n_positive"].to_list() == [int((codes == c).sum()) for c in range(3)]
+    assert table.filter(pl.col("class") != "macro", metric="accuracy").height == 0
+
+
+def test_a_quantity_has_its_errors_and_no_positives() -> None:
+    scored = numbers(AGE)
+    table = metrics_table(scored, [AGE], METRICS)  # classes' metrics are asked for: it has its own
+    for metric, function in (("mae", mean_absolute_error), ("r2", r2_score)):
+        pooled = row(table, metric=metric, estimator="pooled")
+        assert pooled["estimate"] == pytest.approx(function(scored["y_true"], scored["y_score"]))
+        assert pooled["ci_low"] < pooled["estimate"] < pooled["ci_high"]
+        assert (pooled["n"], pooled["n_positive"], pooled["class"]) == (80, None, "")
+        folds = [function(t["y_true"], t["y_score"]) for _, t in scored.group_by("fold")]
+        assert row(table, metric=metric, estimator="fold_mean")["estimate"] == pytest.approx(np.mean(folds))
+
+
+def test_concordance_is_measured_within_folds_only() -> None:
+    scored = numbers(DEATH)
+    table = metrics_table(scored, [DEATH], ["auroc", "c_index"])
+    assert table["estimator"].to_list() == ["fold_mean"]
+    cell = row(table, metric="c_index")
+    values = [
+        plain(c_index, t.select("y_true", "event").to_numpy().astype(float), t["y_score"].to_numpy())
+        for _, t in scored.group_by("fold")
+    ]
+    assert cell["estimate"] == pytest.approx(np.mean(values))
+    assert cell["n_positive"] == scored["event"].sum()
+    assert cell["ci_low"] < cell["estimate"] < cell["ci_high"]
+    moved = scored.with_columns(y_score=pl.col("y_score") - 1000 * pl.col("fold"))
+    assert metrics_table(moved, [DEATH], ["c_index"])["estimate"][0] == pytest.approx(cell["estimate"])
+
+
+def test_a_fixed_test_set_is_judged_by_the_mean_of_its_models() -> None:
+    scored = fixed_test()
+    table = metrics_table(scored, [A], METRICS)
+    assert set(table["estimator"]) == {"fold_mean", "ensemble"}
+    mean = scored.group_by("scan_id").agg(pl.col("y_score").mean(), pl.col("y_true").first()).sort("scan_id")
+    ensemble = row(table, metric="auroc", estimator="ensemble")
+    truth, scores = mean["y_true"].to_numpy() == 1, mean["y_score"].to_numpy()
+    assert ensemble["estimate"] == pytest.approx(roc_auc_score(truth, scores))
+    variance = clustered_auroc(truth, scores, np.arange(60))[1]
+    assert (ensemble["ci_low"], ensemble["ci_high"]) == pytest.approx(logit_interval(ensemble["estimate"], variance))
+    assert ensemble["n"] == 60
+    single = row(table, metric="auroc", estimator="fold_mean")
+    each = [roc_auc_score(t["y_true"], t["y_score"]) for _, t in scored.group_by("fold")]
+    assert single["estimate"] == pytest.approx(np.mean(each))
+    assert single["fold_sd"] == pytest.approx(np.std(each, ddof=1))
+    assert ensemble["estimate"] > single["estimate"]  # independent noise is averaged away
+
+
+def test_an_ensemble_on_a_fixed_test_set_is_not_conditional_and_everything_else_is() -> None:
+    for metric in METRICS:
+        table = metrics_table(fixed_test(), [A], [metric])
+        assert CONDITIONAL not in row(table, estimator="ensemble")["interval"]
+        assert CONDITIONAL in row(table, estimator="fold_mean")["interval"]
+    assert metrics_table(predictions(A), [A], METRICS)["interval"].str.contains(CONDITIONAL).all()
+
+
+def test_only_rows_of_the_scored_split_count() -> None:
+    scored = predictions(A)
+    others = predictions(A, seed=5).with_columns(split=pl.lit("inner"), fold=pl.lit(0, pl.Int64))
+    assert metrics_table(pl.concat([others, scored]), [A], METRICS).equals(metrics_table(scored, [A], METRICS))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda t: pl.concat([t, t[:1]]), "scan 's000' has two rows of class 'present' for one model"),
+        (
+            lambda t: pl.concat([t, t[:1].with_columns(repeat=pl.lit(1, pl.Int64), y_true=1 - pl.col("y_true"))]),
+            "two different labels",
+        ),
+        (
+            lambda t: pl.concat([t, t[:1].with_columns(repeat=pl.lit(1, pl.Int64), patient_id=pl.lit("x"))]),
+            "rows of two patients",
+        ),
+        (lambda t: t.with_columns(pl.lit("yes").alias("class")), "class 'yes' is none of present"),
+    ],
+)
+def test_predictions_that_contradict_themselves_are_refused(spoil, says: str) -> None:
+    scored = predictions(A).with_columns(pl.col("repeat", "fold", "y_true").cast(pl.Int64))
+    with pytest.raises(InputError, match=says):
+        metrics_table(spoil(scored).select(scored.columns).cast(dict(scored.schema)), [A], METRICS)

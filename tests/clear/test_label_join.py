@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.label_join import join_labels
 from clear.labels import Labels, labels_from_frame
+from clear.task import JoinRule, Task
 from clear.tasks import target_task
 
 
@@ -72,9 +75,21 @@ def test_file_names_join_scans_found_in_sub_folders() -> None:
     assert "last part" in joined.flow["joined_by"]
 
 
-def test_equal_file_names_in_two_folders_do_not_join_by_name() -> None:
-    with pytest.raises(InputError, match="none of its 2 ids"):
+def test_a_file_name_of_two_folders_stops_and_shows_both() -> None:
+    with pytest.raises(InputError, match=r"its id 'a' is the name of 2 scans of the bag file \(x/a, y/a\)"):
         join_labels(labels("scan_id", id=["a", "b"], y=["1", "0"]), scans(scan_id=["x/a", "y/a"]))
+
+
+def test_equal_names_of_other_scans_do_not_matter() -> None:
+    joined = join_labels(labels("scan_id", id=["a", "b"], y=["1", "0"]), scans(scan_id=["x/a", "y/c", "z/c", "z/b"]))
+    assert joined.frame["scan_id"].to_list() == ["x/a", "z/b"]
+
+
+def test_ids_that_are_file_names_join_without_their_ending() -> None:
+    table = labels("scan_id", id=["a.nii.gz", "b.nii.gz"], y=["1", "0"])
+    assert join_labels(table, scans(scan_id=["x/a", "y/b"])).frame["y"].to_list() == [1, 0]
+    exact = join_labels(table, scans(scan_id=["a.nii.gz", "b"]))
+    assert exact.frame["scan_id"].to_list() == ["a.nii.gz"]
 
 
 def test_a_label_row_of_several_scans_stops_until_a_rule_is_given() -> None:
@@ -86,6 +101,57 @@ def test_a_label_row_of_several_scans_stops_until_a_rule_is_given() -> None:
     assert chosen == {"all": ["s0", "s1", "s2"], "first": ["s0", "s2"]}
     assert join_labels(table, two, rule="earliest").frame["scan_id"].to_list() == ["s1", "s2"]
     assert join_labels(table, two, rule="pool").rule == "pool"
+
+
+BASELINE_GONE = {"patient_id": ["p0", "p1"], "days_since_first": [90, 0]}
+
+
+def test_a_follow_up_whose_first_study_is_absent_stops_until_a_rule_is_given() -> None:
+    with pytest.raises(
+        InputError, match=r"labels are of patients, and 1 scans .* follow-ups .*'s0' \(day 90\).*earliest"
+    ):
+        join_labels(labels(id=["p0", "p1"], y=["1", "0"]), scans(**BASELINE_GONE))
+
+
+def test_by_the_rule_earliest_a_follow_up_never_inherits_the_label_of_a_first_study_that_is_absent() -> None:
+    joined = join_labels(labels(id=["p0", "p1"], y=["1", "0"]), scans(**BASELINE_GONE), rule="earliest")
+    assert joined.frame["scan_id"].to_list() == ["s1"]
+    assert any("1 follow-ups without their first study are left out: s0" in remark for remark in joined.remarks)
+
+
+@pytest.mark.parametrize("rule", ["all", "first", "pool"])
+def test_a_follow_up_that_gets_the_label_by_a_rule_is_remarked_upon(rule: JoinRule) -> None:
+    joined = join_labels(labels(id=["p0", "p1"], y=["1", "0"]), scans(**BASELINE_GONE), rule=rule)
+    assert joined.frame["scan_id"].to_list() == ["s0", "s1"]
+    assert f"--join {rule}: 1 follow-ups have the label of their patient: s0" in joined.remarks
+
+
+def test_a_follow_up_with_a_label_of_its_own_is_no_accident() -> None:
+    later = scans(patient_id=["p0", "p0"], days_since_first=[0, 90])
+    joined = join_labels(labels("scan_id", id=["s0", "s1"], y=["1", "0"]), later)
+    assert joined.frame["y"].to_list() == [1, 0]
+
+
+def test_the_split_and_the_event_come_along() -> None:
+    task = Task("t", "", (Endpoint("os", "survival", column="days", event="dead"),))
+    table = pl.DataFrame(
+        {"scan_id": ["s1", "s0"], "days": ["10", "20"], "dead": ["1", "0"], "split": ["test", "train"]}
+    )
+    joined = join_labels(labels_from_frame(table, task, "t.csv"), scans(scan_id=["s0", "s1"]))
+    time, event = joined.endpoints[0].label_columns
+    assert joined.frame.select("scan_id", time, event, "split").rows() == [
+        ("s0", 20.0, 0, "train"),
+        ("s1", 10.0, 1, "test"),
+    ]
+
+
+def test_versions_of_one_scan_count_once() -> None:
+    table = labels("scan_id", id=["s0", "s1", "s2", "s3"], y=["1", "1", "0", "0"])
+    versions = pl.Series("one_of", ["a", "a", None, None], dtype=pl.String)
+    table = replace(table, frame=table.frame.with_columns(versions))
+    joined = join_labels(table, scans(scan_id=["s0", "s1", "s2", "s3"]))
+    assert joined.frame["scan_id"].to_list() == ["s0", "s2", "s3"]
+    assert "one_of" not in joined.frame.columns
 
 
 @pytest.mark.parametrize(("days", "says"), [([0, 0, 0], "several scans on their earliest day"), ([None, 3, 0], "date")])

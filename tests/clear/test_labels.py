@@ -9,12 +9,12 @@ import pytest
 
 from clear.endpoints import Endpoint
 from clear.errors import InputError
+from clear.label_values import parse_endpoint, parse_survival
 from clear.labels import (
     Labels,
     find_id_column,
     labels_from_frame,
     labels_path,
-    parse_endpoint,
     read_labels,
     read_saved_labels,
     write_labels,
@@ -42,7 +42,7 @@ def test_yes_and_no_are_binary_in_many_spellings(values: list[str | None], codes
     assert coded.to_list() == codes
 
 
-@pytest.mark.parametrize("word", [None, "NA", "nan", "NaN", "N/A", "None", "null", "Unknown", "?", "-"])
+@pytest.mark.parametrize("word", [None, "NA", "nan", "NaN", "N/A", "#N/A", "None", "null", "Unknown", "?", "-"])
 def test_a_cell_that_says_nothing_is_masked_and_never_a_zero(word: str | None) -> None:
     _, coded, remarks = parse(["1", "0", word])
     assert coded.to_list() == [1, 0, None]
@@ -98,8 +98,6 @@ def test_a_few_values_are_multiclass_in_order_of_number_or_alphabet() -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (["0.5", "1.25", "7.5"], "Regression arrives later"),
-        ([str(i) for i in range(30)], "Regression arrives later"),
         ([f"text {i}" for i in range(30)], "id or a free text"),
         (["1", "1", "NA"], "one class only: '1' in all 2 known rows"),
         (["a", "a"], "one class only: 'a'"),
@@ -109,6 +107,85 @@ def test_a_few_values_are_multiclass_in_order_of_number_or_alphabet() -> None:
 def test_a_column_that_is_no_class_label_is_refused(values: list[str | None], says: str) -> None:
     with pytest.raises(InputError, match=says):
         parse(values)
+
+
+@pytest.mark.parametrize("values", [["0.5", "1.25", "7.5"], [str(i) for i in range(30)]])
+def test_fractions_and_many_numbers_are_a_quantity_and_that_is_said(values: list[str]) -> None:
+    endpoint, numbers, remarks = parse([*values, "NaN", None])
+    assert endpoint.kind == "regression"
+    assert numbers.to_list() == [*map(float, values), None, None]
+    assert "a quantity, so regression" in remarks[-1]
+
+
+def test_a_declared_quantity_takes_any_numbers_and_nothing_else() -> None:
+    age = Endpoint("y", "regression")
+    assert parse(["0", "1", "1", "n/a"], age)[1].to_list() == [0, 1, 1, None]
+    with pytest.raises(InputError, match="'y' holds 12 mm; expected numbers"):
+        parse(["1", "12 mm"], age)
+    with pytest.raises(InputError, match=r"holds 3,5; expected numbers\. Write the decimals with a point"):
+        parse(["1", "3,5"], age)
+    with pytest.raises(InputError, match="holds inf"):
+        parse(["1", "inf"], age)
+
+
+def test_an_ordinal_endpoint_has_the_order_that_is_declared_or_that_of_its_numbers() -> None:
+    grade = Endpoint("y", "ordinal", ("low", "middle", "high"))
+    assert parse(["high", "low", "NA", "middle"], grade)[1].to_list() == [2, 0, None, 1]
+    settled, codes, _ = parse(["10", "2", "3.0", "3"], Endpoint("y", "ordinal"))
+    assert (settled.kind, settled.classes) == ("ordinal", ("2", "3", "10"))
+    assert codes.to_list() == [2, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "says"),
+    [
+        (["low", "high", "middle"], (), "whose order is not known; name the classes of the ordinal endpoint 'y'"),
+        (["1", "2"], (), "holds 2 different numbers; an ordinal endpoint has 3 to 20"),
+        (["low", "huge"], ("low", "middle", "high"), "holds huge; expected low, middle, high"),
+    ],
+)
+def test_an_ordinal_column_without_an_order_is_refused(
+    values: list[str | None], classes: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        parse(values, Endpoint("y", "ordinal", classes))
+
+
+def survival(times: list[str | None], events: list[str | None]):
+    endpoint = Endpoint("os", "survival", column="days", event="dead")
+    columns = pl.Series("days", times, dtype=pl.String), pl.Series("dead", events, dtype=pl.String)
+    return parse_survival(endpoint, *columns, "t.csv")
+
+
+def test_a_survival_time_counts_with_its_event_and_not_without() -> None:
+    times, events, remarks = survival(["10", "20.5", "NaN", "30", "0"], ["1", "0", "1", None, "TRUE"])
+    assert times.to_list() == [10, 20.5, None, None, 0]
+    assert events.to_list() == [1, 0, None, None, 1]
+    assert remarks == ["os: 2 rows have a time or an event but not both, and are left out"]
+    assert survival(["1", "2", "3"], ["Dead", "alive", "censored"])[1].to_list() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("times", "events", "says"),
+    [
+        (["-3", "1"], ["1", "0"], "'days' holds 1 negative times, first -3"),
+        (["3 months", "1"], ["1", "0"], "'days' holds 3 months; expected times"),
+        (["3", "1"], ["1", "2"], r"'dead' holds 2; expected 1 \(event\) or 0 .*R's coding 1 is censored"),
+        (["3", "1"], ["1", "perhaps"], r"'dead' holds perhaps; expected 1 \(event\) or 0 \(censored\)$"),
+    ],
+)
+def test_a_survival_column_that_says_something_else_is_refused(
+    times: list[str | None], events: list[str | None], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        survival(times, events)
+
+
+def test_a_survival_task_without_its_event_column_names_it(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("patient_id,days,death\na,1,1\nb,2,0\n")
+    task = Task("own", "", (Endpoint("os", "survival", column="days", event="deaths"),))
+    with pytest.raises(InputError, match="no column 'deaths'; did you mean 'death'"):
+        read_labels(tmp_path / "t.csv", task)
 
 
 def test_a_value_outside_a_tasks_classes_is_refused() -> None:
@@ -171,6 +248,45 @@ def test_labels_beside_the_bag_file_read_back_as_they_were_written(tmp_path: Pat
     assert back.key == "scan_id"
     assert back.frame.sort("id").rows() == [("s1", "p1", 0, None), ("s2", "p2", 1, 2), ("s3", None, None, 0)]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_every_kind_and_the_split_read_back_from_beside_the_bag_file(tmp_path: Path) -> None:
+    endpoints = (
+        Endpoint("grade", "ordinal", ("low", "middle", "high")),
+        Endpoint("volume", "regression", column="V (ml)"),
+        Endpoint("os", "survival", column="days", event="dead"),
+    )
+    task = Task("own", "", endpoints)
+    volumes = [0.1 + 0.2, 1e-7, None, 12.0]
+    table = pl.DataFrame(
+        {
+            "scan_id": ["s1", "s2", "s3", "s4"],
+            "grade": ["high", "low", None, "middle"],
+            "V (ml)": [None if v is None else repr(v) for v in volumes],
+            "days": ["10", "0.3333333333333333", "7", None],
+            "dead": ["1", "0", "0", "1"],
+            "split": ["train", "val", "test", None],
+        }
+    )
+    labels = labels_from_frame(table, task, "t.csv")
+    expected = {
+        "grade": [2, 0, None, 1],
+        "volume": volumes,
+        "os": [10, 1 / 3, 7, None],
+        "os.event": [1, 0, 0, None],
+        "split": ["train", "val", "test", None],
+    }
+    assert {name: labels.frame[name].to_list() for name in expected} == expected
+    write_labels(tmp_path / "feats.h5", task.name, labels.frame.rename({"id": "scan_id"}), labels.endpoints)
+    back = read_saved_labels(tmp_path / "feats.h5", task).frame.sort("id")
+    assert {name: back[name].to_list() for name in expected} == expected
+
+
+def test_a_split_column_that_contradicts_itself_is_not_used() -> None:
+    table = pl.DataFrame({"patient_id": ["a", "a", "b"], "y": ["1", "1", "0"], "split": ["train", "test", "test"]})
+    labels = labels_from_frame(table, target_task("y"), "t.csv")
+    assert "split" not in labels.frame.columns
+    assert "t.csv: column split says two things of 1 ids and is not used" in labels.remarks
 
 
 def test_labels_that_are_not_there_say_how_to_give_them(tmp_path: Path) -> None:

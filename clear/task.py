@@ -1,0 +1,158 @@
+"""What a task is: endpoints, windows, split, protocol and metrics under one name, checked when it is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from clear.endpoints import Endpoint
+from clear.errors import InputError
+from clear.presets import PRESETS, Preset
+from clear.windows import Window
+
+JoinRule = Literal["all", "first", "earliest", "pool"]
+Protocol = Literal["cv", "cv-test", "nested-cv"]
+Several = Literal["pool", "average"]
+JOIN_RULES: tuple[JoinRule, ...] = get_args(JoinRule)
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+METRICS = ("auroc", "average_precision")  # of a task that names none
+RESERVED = frozenset(  # columns and rows of a run
+    {"id", "scan_id", "series_uid", "study_uid", "patient_id", "macro", "split", "event", "one_of"}
+)
+_OF_CLASSES = ("auroc", "average_precision", "f1", "balanced_accuracy", "sensitivity_at_specificity", "brier", "ece")
+METRICS_OF_KIND: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "binary": (*_OF_CLASSES, "accuracy", "kappa"),
+        "multiclass": (*_OF_CLASSES, "accuracy", "kappa"),
+        "ordinal": ("kappa", *_OF_CLASSES, "accuracy", "mae"),
+        "regression": ("mae", "r2"),
+        "survival": ("c_index",),
+    }
+)
+KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS_OF_KIND.values() for name in names))
+ID_GROUPS = ("patient_id", "study_uid", "series_uid")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Endpoints, windows, protocol and metrics under one name.
+
+    windows: those that the aggregator sees, matched with the bag file by name and range; empty takes all of the file.
+    labels: name of the reader for the label files, a key of `clear.label_readers.READERS`; `table` reads one table.
+    table: the label table of a task file, with `labels: table`; id_column: its column of ids, when that is not called
+        scan_id, series_uid, study_uid or patient_id.
+    join: what to do with a label row that matches several scans; None stops and asks.
+    several: several scans of one patient: `pool` makes one bag a patient of them, `average` scores each scan and
+        averages the scores of a patient, None keeps every scan a case of its own (folds still keep patients together).
+    protocol: `cv`, out-of-fold scores of patient-grouped folds; `cv-test`, folds among the scans that the official
+        split does not call test, scored on those that it does; `nested-cv`, folds whose hyper-parameters are chosen
+        from `grid` on inner folds.
+    grid: hyper-parameters of nested-cv: field of a Preset, or `aggregator`, to the values tried.
+    metrics: names of KNOWN_METRICS; each endpoint has those that its kind allows, see `metrics_of`.
+    modality: what files hold that do not say it (NIfTI, arrays), as `--modality`; empty judges by their values.
+    select: the condition on series that extraction uses when none is given (`clear.plan.select_series`).
+    ids: a regular expression over a scan's path whose groups (patient_id, study_uid, series_uid) name what the files
+        do not say, see `clear.task_scans.name_scans`.
+    patients: where patient ids come from, in words.
+    """
+
+    name: str
+    description: str
+    endpoints: tuple[Endpoint, ...]
+    windows: tuple[Window, ...] = ()
+    labels: str = "table"
+    table: str = ""
+    id_column: str = ""
+    join: JoinRule | None = None
+    several: Several | None = None
+    protocol: Protocol = "cv"
+    folds: int = 5
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    preset: str = "adaptive"
+    metrics: tuple[str, ...] = METRICS
+    modality: str = ""
+    select: str = ""
+    ids: str = ""
+    patients: str = ""
+    citation: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check_endpoints()
+        self._choice("preset", self.preset, tuple(PRESETS))
+        self._choice("join", self.join, (None, *JOIN_RULES))
+        self._choice("protocol", self.protocol, PROTOCOLS)
+        self._choice("several", self.several, (None, *get_args(Several)))
+        if isinstance(self.folds, bool) or not isinstance(self.folds, int) or self.folds < 2:
+            raise InputError(f"task {self.name}: folds is {self.folds}; expected a whole number, 2 or more")
+        if self.join == "pool" and self.several == "average":
+            raise InputError(
+                f"task {self.name}: several is 'average' but join is 'pool', which makes one bag a patient; "
+                "leave one of them out"
+            )
+        if "pool" in (self.join, self.several):  # two words for one decision
+            object.__setattr__(self, "join", self.join or "pool")
+            object.__setattr__(self, "several", self.several or "pool")
+        for metric in self.metrics:
+            self._choice("metrics", metric, KNOWN_METRICS)
+        self._check_grid()
+        self._check_ids()
+
+    def metrics_of(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """The metrics of one endpoint: the task's own that its kind allows, else the usual ones of the kind."""
+        allowed = METRICS_OF_KIND.get(endpoint.kind, METRICS)
+        chosen = tuple(name for name in self.metrics if name in allowed)
+        usual = METRICS if set(METRICS) <= set(allowed) and endpoint.kind != "ordinal" else allowed[:2]
+        return chosen or usual
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
+        data["endpoints"] = [endpoint.as_dict() for endpoint in self.endpoints]
+        data["windows"] = [window.as_dict() for window in self.windows]
+        data["grid"] = {name: list(values) for name, values in self.grid.items()}
+        return data | {"metrics": list(self.metrics), "notes": list(self.notes)}
+
+    def _check_endpoints(self) -> None:
+        names = [endpoint.name for endpoint in self.endpoints]
+        if not names or len(set(names)) != len(names):
+            raise InputError(f"task {self.name}: endpoints: expected endpoints with different names; found {names}")
+        taken = [name for name in names if name in RESERVED]
+        if taken:
+            raise InputError(
+                f"task {self.name}: {taken[0]!r} names an id, a split or a mean, not something to predict; choose "
+                "another column, or rename this one"
+            )
+
+    def _choice(self, name: str, found: Any, expected: tuple[Any, ...]) -> None:
+        if found not in expected:
+            listed = ", ".join("none" if each is None else str(each) for each in expected)
+            raise InputError(f"task {self.name}: {name} is {found!r}; expected one of {listed}")
+
+    def _check_grid(self) -> None:
+        if self.grid and self.protocol != "nested-cv":
+            raise InputError(f"task {self.name}: grid: only nested-cv tries values; the protocol is {self.protocol}")
+        tried = {"aggregator", *(each.name for each in fields(Preset) if each.name != "name")}
+        for name, values in self.grid.items():
+            self._choice("grid", name, tuple(sorted(tried)))
+            if not isinstance(values, tuple) or not values or len(set(values)) != len(values):
+                raise InputError(f"task {self.name}: grid.{name} is {values!r}; expected different values to try")
+            if name != "aggregator":
+                for value in values:
+                    PRESETS[self.preset].with_changes(**{name: value})
+
+    def _check_ids(self) -> None:
+        if not self.ids:
+            return
+        try:
+            groups = re.compile(self.ids).groupindex
+        except re.error as error:
+            raise InputError(f"task {self.name}: ids is {self.ids!r}: not a regular expression ({error})") from error
+        if not groups or not set(groups) <= set(ID_GROUPS):
+            raise InputError(
+                f"task {self.name}: ids is {self.ids!r}; expected named groups (?P<patient_id>...) out of "
+                f"{', '.join(ID_GROUPS)}; found {sorted(groups) or 'none'}"
+            )

@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-# a user's own study: make crossval FEATS=feats.h5 TASK=rad-chestct
+# a user's own study: make crossval FEATS=feats.h5 TASK=rad-chestct, or make crossval MATRIX=matrix.yaml
+MATRIX ?=
 FEATS ?=
 TASK ?= demo
 DEMO ?= demo
@@ -26,8 +27,10 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 demo: $(STAMP)  ## draw the embedded cohort, extract, train, print the results
 	$(BIN)/clear demo $(DEMO)
 
-crossval: $(STAMP)  ## cross-validate: the embedded cohort, or FEATS=feats.h5 TASK=name
-ifeq ($(FEATS),)
+crossval: $(STAMP)  ## cross-validate: the embedded cohort, MATRIX=matrix.yaml, or FEATS=feats.h5 TASK=name
+ifneq ($(MATRIX),)
+	$(BIN)/clear crossval $(MATRIX)
+else ifeq ($(FEATS),)
 	$(BIN)/clear demo $(DEMO)
 else
 	$(BIN)/clear train --task $(TASK) $(FEATS)

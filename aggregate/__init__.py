@@ -6,10 +6,10 @@ A label table meets the scans of a bag file on their ids (`clear.labels`, `clear
 labelled bags (`cohort`). Patients are dealt into folds that are written down first (`folds`, `protocols`); all of that
 together is a `question`. For each fold a fresh aggregator (`aggregators`) is fitted on packed bags (`packed`,
 `targets`, `fit`): rows and offsets, no padding, nothing left out. The bags that it never saw are scored (`crossval`);
-from their scores come metrics (`metrics`, `scores`) and intervals over patients (`intervals`), beside those of models
-that never saw an image (`baselines`). All of it lies in a run folder (`train`, `run`), which scores other cohorts
-(`predict`).
-`probe` asks the same question of simple models on pooled embeddings, `matrix` of many encoders and aggregators at once.
+from their scores come metrics (`metrics`, `scores`), curves and intervals over patients (`intervals`), beside those of
+models that never saw an image (`baselines`). All of it lies in a run folder (`train`, `run`), which is set against
+another (`compare`) and scores other cohorts (`predict`). `probe` asks the same question of simple models on pooled
+embeddings, `matrix` of many encoders and aggregators at once.
 """
 
 from __future__ import annotations

@@ -23,15 +23,18 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from aggregate.cohort import Cohort
 from aggregate.columns import table_of_scans
+from aggregate.leaks import tells
 from aggregate.predictions import average_scans
 from aggregate.question import Question
 from aggregate.scores import metrics_table
 from aggregate.tabular import CoxRidge, RowModel, row_predictions
 from clear.bags import Bags
 from clear.errors import InputError
+from clear.label_readers import is_source
 from clear.label_values import UNKNOWN
-from clear.labels import ID_COLUMNS
+from clear.labels import id_of
 from clear.tables import some
+from clear.tasks import Task
 
 ACQUISITION = "acquisition"
 MAX_CATEGORIES = 20
@@ -84,15 +87,21 @@ def baseline_predictions(question: Question, columns: dict[str, list[Any]]) -> p
 def baseline_columns(
     name: Path | str, bags: Bags, question: Question
 ) -> tuple[dict[str, list[float | str | None]], list[str]]:
-    """(column -> one value a bag, remarks): those that vary; of a pooled bag the mean number, or the first text."""
+    """(column -> one value a bag, remarks): those that vary; of a pooled bag the mean number, or the first text.
+
+    Of a table, ids, the split and what the labels are made of do not count. What tells a label by itself is remarked.
+    """
+    remarks = []
     if name == ACQUISITION:
-        scans, source = _acquisition(bags.scans), "the bag file"
+        scans = _acquisition(bags.scans)
     else:
         scans = table_of_scans(name, bags.scans)
-        source = str(name)
-        endpoints = question.task.endpoints
-        own = {each.source_column for each in endpoints} | {each.event for each in endpoints}
-        scans = scans.drop([c for c in scans.columns if c in own or c in ID_COLUMNS[1:]])
+        own = _label_columns(question.task)
+        scans = scans.drop([c for c in scans.columns if c != "scan_id" and (c.lower() in own or id_of(c) is not None)])
+        made_of = [c for c in scans.columns if is_source(question.task, c)]
+        scans = scans.drop(made_of)
+        if made_of:
+            remarks.append(f"{', '.join(made_of)}: the labels are made of them, left out")
     of_scan = {row["scan_id"]: row for row in scans.iter_rows(named=True)}
     chosen: dict[str, list[float | str | None]] = {}
     dropped = []
@@ -105,14 +114,37 @@ def baseline_columns(
             dropped.append(column)
             continue
         chosen[column] = values
-    remarks = [f"{', '.join(dropped)}: more than {MAX_CATEGORIES} different texts, left out"] if dropped else []
+    if dropped:
+        remarks.append(f"{', '.join(dropped)}: more than {MAX_CATEGORIES} different texts, left out")
     if not chosen:
         if name != ACQUISITION:
             raise InputError(
                 f"--baseline {name}: none of its columns varies over the labelled scans ({some(scans.columns)})"
             )
-        return {}, [f"nothing in the scan table of {source} varies, so there is no such model"]
-    return chosen, [f"from {', '.join(chosen)}", *remarks]
+        return {}, ["nothing in the scan table of the bag file varies, so there is no such model"]
+    return chosen, [f"from {', '.join(chosen)}", *remarks, *_given_away(chosen, question.cohort)]
+
+
+def _label_columns(task: Task) -> set[str]:
+    """Names, in small letters, of columns that are the labels themselves, or say which patients a model learnt from."""
+    columns = {"split", "fold"}
+    for endpoint in task.endpoints:
+        columns |= {endpoint.source_column, endpoint.event, *endpoint.label_columns}
+    return {column.lower() for column in columns}
+
+
+def _given_away(chosen: dict[str, list[float | str | None]], cohort: Cohort) -> list[str]:
+    """A remark on each endpoint that columns tell by themselves."""
+    remarks = []
+    for e, endpoint in enumerate(cohort.targets.endpoints):
+        codes = cohort.targets.codes[:, e]
+        told = [column for column, values in chosen.items() if tells(values, endpoint, codes)]
+        if told:
+            remarks.append(
+                f"{', '.join(told)} alone tells {endpoint.name} of every labelled bag: is it made of the label? "
+                "Then leave it out of the table"
+            )
+    return remarks
 
 
 def _acquisition(scans: pl.DataFrame) -> pl.DataFrame:

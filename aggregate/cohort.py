@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from aggregate.packed import PackedRows
-from aggregate.targets import Targets
+from aggregate.targets import Targets, nothing_to_learn
 from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.label_join import Joined
@@ -32,6 +32,8 @@ class BagSource(Protocol):
     def scans(self) -> pl.DataFrame: ...
     @property
     def features(self) -> Any: ...
+    @property
+    def slice(self) -> NDArray[np.int32]: ...
     @property
     def window(self) -> NDArray[np.uint8]: ...
 
@@ -64,6 +66,12 @@ class Cohort:
         number = [bag for bag, ids in enumerate(self.scan_ids) for _ in ids]
         scans = [scan for ids in self.scan_ids for scan in ids]
         return scans, [self.patient_ids[bag] for bag in number], self.targets.indicators()[number]
+
+    def strata(self, scans: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n, C) what folds of these scans, by their number in `by_scan`, are stratified by: no other scan's value
+        decides where a quantity is cut."""
+        number = np.array([bag for bag, ids in enumerate(self.scan_ids) for _ in ids], dtype=np.int64)
+        return self.targets.indicators(number[scans])
 
     def bags_of(self, scan_ids: Sequence[str]) -> NDArray[np.int64]:
         """The bags that these scans make up, ascending."""
@@ -112,7 +120,9 @@ def build_cohort(
 
 
 def choose_windows(bags: BagSource, wanted: Sequence[Window | str], source: str) -> tuple[Window, ...]:
-    """The windows of the bag file that are wanted, all of them when none is named; a text may be a window's name.
+    """The windows of the bag file that are wanted, in that order; all of them, in the file's, when none is named.
+
+    A text may be a window's name.
 
     A file of an encoder that prepares values in its own way has one window, which serves for any.
     Raises InputError for one that the file lacks, or has with another range under the same name.
@@ -131,7 +141,7 @@ def choose_windows(bags: BagSource, wanted: Sequence[Window | str], source: str)
                 "windows that are there"
             )
         chosen.append(window)
-    return tuple(window for window in bags.windows if window in chosen)
+    return tuple(dict.fromkeys(chosen))
 
 
 def usable_endpoints(
@@ -147,8 +157,10 @@ def usable_endpoints(
     for endpoint in endpoints:
         known = frame.drop_nulls(endpoint.name)
         counts = _counts(known, endpoint)
-        present = [name for name, count in counts.items() if count]
-        what = _nothing_to_learn(endpoint, known, present)
+        events = _events(known, [endpoint])
+        what = nothing_to_learn(
+            endpoint, _numbers(known, [endpoint.name])[:, 0], None if events is None else events[:, 0]
+        )
         if what:
             if len(endpoints) == 1:
                 raise InputError(f"{endpoint.name}: {what}; there is nothing to learn")
@@ -182,17 +194,6 @@ def _counts(known: pl.DataFrame, endpoint: Endpoint) -> dict[str, int]:
         name: known.filter(pl.col(endpoint.name) == code)["patient_id"].n_unique()
         for code, name in enumerate(endpoint.classes)
     }
-
-
-def _nothing_to_learn(endpoint: Endpoint, known: pl.DataFrame, present: Sequence[str]) -> str:
-    if not known.height:
-        return "one class only: no label is known"
-    if endpoint.kind == "survival":
-        return "" if present else f"none of {known.height} survival times ends in an event"
-    if endpoint.kind == "regression":
-        values = known[endpoint.name].unique()
-        return "" if len(values) > 1 else f"one value only: all {known.height} known labels are {values[0]:g}"
-    return "" if len(present) > 1 else f"one class only: all {known.height} known labels are {present[0]!r}"
 
 
 def _numbers(frame: pl.DataFrame, names: Sequence[str]) -> NDArray[np.float64]:
@@ -235,9 +236,12 @@ def _one_label_a_patient(frame: pl.DataFrame, endpoints: Sequence[Endpoint], opt
 
 
 def rows_of_scans(bags: BagSource, windows: tuple[Window, ...]) -> dict[str, tuple[slice, ...]]:
-    """scan_id -> rows of the bag file in these windows, as slices."""
+    """scan_id -> rows of the bag file in these windows, as slices: slice by slice, in a slice in the windows' order."""
     wanted = [bags.windows.index(window) for window in windows]
-    everything = len(wanted) == len(bags.windows)
+    everything = wanted == list(range(len(bags.windows)))
+    in_order = wanted == sorted(wanted)
+    place = np.full(len(bags.windows), len(wanted))
+    place[wanted] = np.arange(len(wanted))
     numbers = None if everything else np.isin(bags.window, wanted)
     out: dict[str, tuple[slice, ...]] = {}
     for scan, start, length in bags.scans.select("scan_id", "start", "length").iter_rows():
@@ -247,18 +251,20 @@ def rows_of_scans(bags: BagSource, windows: tuple[Window, ...]) -> dict[str, tup
         rows = start + np.flatnonzero(numbers[start : start + length])
         if not len(rows):
             raise InputError(f"scan {scan} has no instance in the windows {some([window.name for window in windows])}")
+        if not in_order:
+            rows = rows[np.lexsort((place[bags.window[rows]], bags.slice[rows]))]
         out[scan] = _as_slices(rows)
     return out
 
 
 def _as_slices(rows: NDArray[np.int64]) -> tuple[slice, ...]:
-    """Ascending row numbers as one strided slice where they are even, else as runs.
+    """Row numbers as one strided slice where they ascend evenly, else as runs.
 
     >>> _as_slices(np.array([1, 3, 5])), _as_slices(np.array([1, 2, 4]))
     ((slice(1, 6, 2),), (slice(1, 3, 1), slice(4, 5, 1)))
     """
     gaps = np.diff(rows)
-    if len(gaps) and (gaps == gaps[0]).all():
+    if len(gaps) and gaps[0] > 0 and (gaps == gaps[0]).all():
         return (slice(int(rows[0]), int(rows[-1]) + 1, int(gaps[0])),)
     runs = np.split(rows, np.flatnonzero(gaps != 1) + 1)
     return tuple(slice(int(run[0]), int(run[-1]) + 1, 1) for run in runs)

@@ -6,12 +6,12 @@ column (`clear.labels.find_id_column`), never on row order.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
+from clear.datasets.assemble import split_name
 from clear.errors import InputError
 from clear.labels import find_id_column, known_ids
 from clear.tables import need_column, read_table, some
@@ -79,35 +79,9 @@ def table_of_scans(path: Path | str, scans: pl.DataFrame, id_column: str | None 
     )
 
 
-def patients_of_scans(
-    scans: pl.DataFrame, table: Path | str | None = None, pattern: str | None = None
-) -> dict[str, str | None]:
-    """scan_id -> patient: of the table, else of the scan table, else the pattern's first group in the scan id."""
-    found = dict(scans.select("scan_id", "patient_id").iter_rows())
-    if pattern is not None:
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise InputError(f"--patient-pattern {pattern}: not a regular expression ({error})") from error
-        for scan, patient in found.items():
-            match = compiled.search(scan)
-            if not patient and match is not None and compiled.groups:
-                found[scan] = match.group(1)
-    if table is not None:
-        joined = table_of_scans(table, scans)
-        need_column(joined, "patient_id", table)
-        found |= {s: p for s, p in joined.select("scan_id", "patient_id").iter_rows() if p is not None}
-    return found
-
-
 def official_split(values: Sequence[str | None], source: str) -> list[str | None]:
     """`train`, `val`, `test` or None for the words that people use; raises InputError for another one."""
-    known = {
-        **dict.fromkeys(("train", "training", "trn", "development"), "train"),
-        **dict.fromkeys(("val", "valid", "validation", "dev", "tune", "tuning"), "val"),
-        **dict.fromkeys(("test", "testing", "tst"), "test"),
-    }
-    strange = sorted({value for value in values if value is not None and value.strip().lower() not in known})
+    strange = sorted({value for value in values if value is not None and split_name(value) is None})
     if strange:
         raise InputError(f"{source}: split is {some(strange, 3)}; expected train, val or test")
-    return [None if value is None else known[value.strip().lower()] for value in values]
+    return [split_name(value) for value in values]

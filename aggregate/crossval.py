@@ -31,7 +31,10 @@ from clear.tasks import Preset
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One fold: the fitted model, the bags it scored, their (n, S) predictions and attention (K,) each."""
+    """One fold: the fitted model, the bags it scored, their (n, S) predictions and attention (K,) each.
+
+    Predictions are nan for endpoints that the training bags could not teach (`Targets.where_learnt`).
+    """
 
     fitted: Fitted
     scored: NDArray[np.int64]
@@ -97,7 +100,8 @@ def run_folds(
             )
             name = fold_name(repeat, fold)
             write_model(folder / name, result.fitted.model)
-            attention.add(name, [cohort.row_numbers(int(bag)) for bag in result.scored], result.attention)
+            if result.fitted.model.returns_attention:
+                attention.add(name, [cohort.row_numbers(int(bag)) for bag in result.scored], result.attention)
             predictions.append(
                 prediction_rows(
                     cohort.names,
@@ -113,7 +117,7 @@ def run_folds(
             reached += plan.epochs
             bar.update(reached - bar.n)
     write_table(folder / "history.csv", pl.DataFrame(history))
-    return pl.concat(predictions), fits
+    return pl.concat(predictions).with_columns(pl.col("y_score").fill_nan(None)), fits
 
 
 def fit_fold(
@@ -146,7 +150,8 @@ def fit_fold(
         on_epoch=on_epoch,
     )
     logits, attention = predict(fitted.model, rows, split["test"])
-    return FoldResult(fitted, split["test"], predicted(logits, cohort.targets, fitted.scale), attention)
+    scores = cohort.targets.where_learnt(predicted(logits, cohort.targets, fitted.scale), split["train"])
+    return FoldResult(fitted, split["test"], scores, attention)
 
 
 def builder(aggregator: str, options: Mapping[str, Any] | None = None) -> Callable[[int, int, float], Aggregator]:
@@ -181,7 +186,8 @@ def _search(cohort: Cohort, rows: RowSource, folds: Folds, settings: Settings, p
             device=settings.device,
             precision=settings.precision,
         )
-        return predicted(predict(fitted.model, rows, scored)[0], cohort.targets, fitted.scale)
+        logits, _ = predict(fitted.model, rows, scored)
+        return cohort.targets.where_learnt(predicted(logits, cohort.targets, fitted.scale), train)
 
     numbers = [sum(r == repeat for r, _ in folds.pairs) for repeat in {r for r, _ in folds.pairs}]
     total = sum(n * (n - 1) // 2 for n in numbers) * len(settings.grid)

@@ -24,6 +24,7 @@ from aggregate.targets import Targets, loss_sum
 from aggregate.workers import Workers, workers
 from clear.errors import InputError
 from clear.frozen import has_native_bfloat16
+from clear.tables import some
 from clear.tasks import Preset
 
 STEPS_AN_EPOCH = 8  # that a small cohort gets at least, where bags allow
@@ -86,12 +87,15 @@ def fit(
 ) -> Fitted:
     """A fresh model fitted on the bags `train`, stopped by the loss on the bags `inner`.
 
-    AdamW at a constant learning rate. The epoch with the lowest inner loss gives the weights, as copies. build: makes
-    the model from (d, n_out, dropout). precision: of the large matrix products, float32 or bfloat16 (see
-    `training_precision`). Raises ValueError when the two sets meet, InputError when the loss diverges.
+    AdamW at a constant learning rate. The epoch with the lowest inner loss gives the weights, as copies. Where class
+    weights or sampling are balanced the inner loss weighs the classes, so that what is learnt also says when to stop.
+    build: makes the model from (d, n_out, dropout). precision: of the large matrix products, float32 or bfloat16 (see
+    `training_precision`). Raises ValueError when the two sets meet, InputError when they tell nothing (see
+    `check_teaching`) or the loss diverges.
     """
     if np.intersect1d(train, inner).size:
         raise ValueError("a bag both trains and stops the training")
+    check_teaching(targets, train, inner)
     plan = Plan.of(preset, len(train))
     sequence = np.random.SeedSequence(list(seed))
     order_rng = np.random.default_rng(sequence.spawn(1)[0])
@@ -106,16 +110,19 @@ def fit(
             model.fit_scale(reduced, train)
         prepared = model.prepare(reduced, precision)
         optimiser = torch.optim.AdamW(model.parameters(), lr=preset.lr, weight_decay=preset.weight_decay, fused=True)
-        weights = targets.class_weights(train) if preset.class_weights == "balanced" else None
+        balance = targets.class_weights(train)
+        weights = balance if preset.class_weights == "balanced" else None
+        inner_weights = balance if "balanced" in (preset.class_weights, preset.sampling) else None
+        chances = targets.balanced_chances(train) if preset.sampling == "balanced" else None
         truth = Truth.of(learnt, device)
         history: list[dict[str, Any]] = []
         best_loss, best_epoch, best = math.inf, 0, _copy(model)
         steps = 0
         for epoch in range(1, plan.epochs + 1):
-            order = order_rng.permutation(train)
+            order = draw_epoch(train, chances, order_rng)
             train_loss = run_epoch(model, prepared, truth, order, optimiser, plan.batch, weights, pool=pool)
             steps += math.ceil(len(order) / plan.batch)
-            inner_loss = mean_loss(model, prepared, truth, inner, weights, pool)
+            inner_loss = mean_loss(model, prepared, truth, inner, inner_weights, pool)
             row = {"epoch": epoch, "step": steps, "train_loss": train_loss, "inner_loss": inner_loss}
             history.append(row)
             if on_epoch is not None:
@@ -132,6 +139,29 @@ def fit(
     model.load_state_dict(best)
     model.eval()
     return Fitted(model, history, best_epoch, steps, plan, scale)
+
+
+def check_teaching(targets: Targets, train: NDArray[np.int64], inner: NDArray[np.int64], where: str = "") -> None:
+    """Raises InputError when no endpoint can be learnt from the bags `train`, or no loss has a term among `inner`.
+
+    where: put before the sentence, as in "fold 2: ".
+    """
+    why = targets.nothing_to_learn(train)
+    if all(why):
+        names = some([endpoint.name for endpoint in targets.endpoints])
+        raise InputError(f"{where}{names}: {why[0]} among the bags that teach; there is nothing to learn")
+    if not targets.known(inner):
+        raise InputError(
+            f"{where}none of the {len(inner)} bags that end the training has an event, so nothing says when to stop. "
+            "Give fewer --folds, another --seed, or label more patients"
+        )
+
+
+def draw_epoch(
+    train: NDArray[np.int64], chances: NDArray[np.float64] | None, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """(n,) the bags of an epoch, in order: each once, or n drawn with replacement by these chances (n,)."""
+    return rng.permutation(train) if chances is None else rng.choice(train, size=len(train), p=chances)
 
 
 @dataclass(frozen=True)

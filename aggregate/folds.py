@@ -12,7 +12,7 @@ set); what a table is follows from its rows.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,8 @@ COLUMNS = ("repeat", "fold", "split", "patient_id", "scan_id")
 SPLITS = ("train", "inner", "test")
 UNUSED = "unused"
 Row = tuple[int, int, str, str, str]
+# (scans, C) of all scans; or what gives those of some, by their numbers, and reads no label of the others
+Indicators = NDArray[np.bool_] | Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -65,29 +67,29 @@ class Folds:
 def make_folds(
     scan_ids: Sequence[str],
     patient_ids: Sequence[str],
-    indicators: NDArray[np.bool_],
+    indicators: Indicators,
     *,
     folds: int,
     repeats: int = 1,
     seed: int = 0,
     inner_fraction: float = 0.2,
 ) -> Folds:
-    """Folds by patient, stratified over every column of `indicators` (scans, C): one a class of each endpoint.
+    """Folds by patient, stratified over every column of `indicators`: one a class of each endpoint.
 
     A patient has a class when one of the scans has it. Raises InputError when there are fewer patients than folds.
     """
     patients = sorted(set(patient_ids))
     _enough(patients, scan_ids, folds, repeats)
-    of_patient = by_patient(patients, patient_ids, indicators)
+    of_patient = _of_patients(patients, patient_ids, indicators)
     rows: list[Row] = []
     for repeat in range(repeats):
         assigned = stratify(of_patient, np.full(folds, 1 / folds), np.random.default_rng([seed, repeat]))
         for fold in range(folds):
-            rest = np.flatnonzero(assigned != fold)
-            inner = draw_inner(of_patient[rest], inner_fraction, np.random.default_rng([seed, repeat, fold]))
-            split = np.full(len(patients), "test", dtype=object)
-            split[rest] = np.where(inner, "inner", "train")
-            of = dict(zip(patients, split, strict=True))
+            rest = [patient for patient, part in zip(patients, assigned, strict=True) if part != fold]
+            of_rest = _of_patients(rest, patient_ids, indicators)
+            inner = draw_inner(of_rest, inner_fraction, np.random.default_rng([seed, repeat, fold]))
+            of = dict.fromkeys(patients, "test")
+            of |= {patient: "inner" if here else "train" for patient, here in zip(rest, inner, strict=True)}
             rows += [(repeat, fold, of[p], p, s) for s, p in zip(scan_ids, patient_ids, strict=True)]
     return Folds(folds_table(rows))
 
@@ -95,7 +97,7 @@ def make_folds(
 def make_group_folds(
     scan_ids: Sequence[str],
     patient_ids: Sequence[str],
-    indicators: NDArray[np.bool_],
+    indicators: Indicators,
     groups: Sequence[str],
     *,
     repeats: int = 1,
@@ -126,7 +128,7 @@ def make_group_folds(
 def make_test_folds(
     scan_ids: Sequence[str],
     patient_ids: Sequence[str],
-    indicators: NDArray[np.bool_],
+    indicators: Indicators,
     splits: Sequence[str | None],
     *,
     folds: int,
@@ -156,8 +158,7 @@ def make_test_folds(
         )
     patients = sorted({p for p, fit in zip(patient_ids, fitting, strict=True) if fit})
     _enough(patients, [s for s, fit in zip(scan_ids, fitting, strict=True) if fit], folds, repeats)
-    chosen = np.flatnonzero(fitting)
-    of_patient = by_patient(patients, [patient_ids[int(i)] for i in chosen], indicators[chosen])
+    of_patient = _of_scans(patients, patient_ids, np.flatnonzero(fitting), indicators)
     rows: list[Row] = []
     for repeat in range(repeats):
         assigned = stratify(of_patient, np.full(folds, 1 / folds), np.random.default_rng([seed, repeat]))
@@ -175,7 +176,7 @@ def rows_of_fold(
     scan_ids: Sequence[str],
     patient_ids: Sequence[str],
     scored: Sequence[bool],
-    indicators: NDArray[np.bool_],
+    indicators: Indicators,
     *,
     given: Sequence[str | None] | None = None,
     seed: int = 0,
@@ -195,7 +196,7 @@ def rows_of_fold(
     if "inner" in wanted:
         inner = {p for p, w in zip(patient_ids, wanted, strict=True) if w == "inner"}
     else:
-        of_patient = by_patient(patients, [patient_ids[int(i)] for i in rest], indicators[rest])
+        of_patient = _of_scans(patients, patient_ids, rest, indicators)
         drawn = draw_inner(of_patient, inner_fraction, np.random.default_rng([seed, repeat, fold]))
         inner = {p for p, chosen in zip(patients, drawn, strict=True) if chosen}
     rows: list[Row] = []
@@ -213,6 +214,20 @@ def _enough(patients: Sequence[str], scan_ids: Sequence[str], folds: int, repeat
             f"{len(patients)} labelled patients ({len(scan_ids)} scans) cannot fill {max(folds, 3)} folds; give a "
             "smaller number with --folds (2 at least, with 3 patients or more), or label more patients"
         )
+
+
+def _of_patients(patients: Sequence[str], patient_ids: Sequence[str], indicators: Indicators) -> NDArray[np.bool_]:
+    """(patients, C) from all scans of these patients."""
+    wanted = set(patients)
+    return _of_scans(patients, patient_ids, np.flatnonzero([p in wanted for p in patient_ids]), indicators)
+
+
+def _of_scans(
+    patients: Sequence[str], patient_ids: Sequence[str], scans: NDArray[np.int64], indicators: Indicators
+) -> NDArray[np.bool_]:
+    """(patients, C) from these scans alone."""
+    here = indicators(scans) if callable(indicators) else indicators[scans]
+    return by_patient(patients, [patient_ids[int(i)] for i in scans], here)
 
 
 def by_patient(patients: Sequence[str], patient_ids: Sequence[str], indicators: NDArray[np.bool_]) -> NDArray[np.bool_]:

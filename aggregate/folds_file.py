@@ -17,11 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from aggregate.folds import UNUSED, Folds, Row, folds_table, rows_of_fold
+from aggregate.folds import UNUSED, Folds, Indicators, Row, folds_table, rows_of_fold
 from clear.errors import InputError
 from clear.tables import need_column, read_table, some
 
@@ -30,14 +28,14 @@ def read_folds(
     path: Path | str,
     scan_ids: Sequence[str],
     patient_ids: Sequence[str],
-    indicators: NDArray[np.bool_],
+    indicators: Indicators,
     *,
     seed: int = 0,
     inner_fraction: float = 0.2,
 ) -> tuple[Folds, list[str]]:
     """Folds from a file, for these scans; (folds, remarks).
 
-    indicators: (scans, C), see `make_folds`. Raises InputError when a scan is missing or a patient would cross.
+    indicators: see `aggregate.folds.Indicators`. Raises InputError when a scan is missing or a patient would cross.
     """
     if Path(path).suffix.lower() == ".json":
         return _from_json(Path(path), scan_ids, patient_ids, indicators, seed, inner_fraction)
@@ -80,7 +78,7 @@ def _from_json(
     path: Path,
     scan_ids: Sequence[str],
     patient_ids: Sequence[str],
-    indicators: NDArray[np.bool_],
+    indicators: Indicators,
     seed: int,
     inner_fraction: float,
 ) -> tuple[Folds, list[str]]:
@@ -156,7 +154,7 @@ def _fold(
     scan_ids: Sequence[str],
     patient_ids: Sequence[str],
     scored: Sequence[bool],
-    indicators: NDArray[np.bool_],
+    indicators: Indicators,
     given: Sequence[str | None] | None,
     seed: int,
     inner_fraction: float,

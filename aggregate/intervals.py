@@ -7,7 +7,6 @@ how the models would differ in another training cohort is not in them (docs/stat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,14 +55,6 @@ def delong(truth: NDArray[np.bool_], scores: Floats, patients: NDArray[Any] | No
     if m < 2 or n < 2:
         return of_positive.mean(axis=1), np.full((len(scores), len(scores)), np.nan)
     return of_positive.mean(axis=1), np.atleast_2d(np.cov(of_positive)) / m + np.atleast_2d(np.cov(of_negative)) / n
-
-
-def delong_test(truth: NDArray[np.bool_], scores: Floats, one: int, other: int) -> tuple[float, float, float]:
-    """(z, two-sided p, variance of the difference) for AUROC of model `one` minus that of model `other`, paired.
-
-    z and p are nan where the difference has no variance.
-    """
-    return paired_test(*delong(truth, scores), one, other)
 
 
 def paired_test(auc: Floats, covariance: Floats, one: int, other: int) -> tuple[float, float, float]:
@@ -206,19 +197,3 @@ def _acceleration(left_out: Floats) -> float:
     deviation = jackknife.mean() - jackknife
     spread = float((deviation**2).sum())
     return float((deviation**3).sum() / (6 * spread**1.5)) if spread > 0 else 0.0
-
-
-def percentile_interval(drawn: Floats, level: float = 0.95) -> tuple[float, float]:
-    """The plain percentile bootstrap interval."""
-    defined = drawn[np.isfinite(drawn)]
-    if len(defined) < 0.9 * len(drawn):
-        return math.nan, math.nan
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def resample(
-    statistic: Callable[[Floats], Floats], patients: NDArray[np.int64], seed: int, draws: int = DRAWS
-) -> tuple[Floats, Floats]:
-    """((draws,), (P,)) a statistic of (R, n) weightings over bootstrap draws and with each patient left out."""
-    return statistic(patient_draws(patients, seed, draws)), statistic(leave_one_out(patients))

@@ -5,43 +5,50 @@
     tasks:
       - rad-chestct                                  # a task by name, its labels beside the bag file
       - {labels: labels.csv, target: lesion}         # arguments of clear train
+      - {name: old, labels: old.csv, target: lesion} # under a name of your own, where two would be called the same
     windows: {both: [abdomen, lung], lung: [lung]}   # optional: a run for each choice of windows
     settings: {folds: 5, seed: 0}                    # optional: arguments of every run
     output: matrix                                   # optional: the folder of runs and tables
 
-Paths are relative to the file. A cell's key is a digest of everything that decides its numbers: the bag file's content,
-the labels' content, task, aggregator and settings. Its run lies in `output/runs` under a name that ends in the key; one
-that is there is not computed again, whatever the cell is called now, so a stopped matrix goes on where it stopped.
+Paths are relative to the file. A cell's key is a digest of everything that decides its numbers: the content of bag
+file, labels and other tables, task, aggregator, preset and settings (`aggregate.matrix_key`). Its run lies in
+`output/runs` under a name that ends in the key; one that is there is not computed again, whatever the cell is called
+now, so a stopped matrix goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml  # type: ignore[import-untyped]
 
 from aggregate.aggregators import check_aggregator
+from aggregate.baselines import ACQUISITION
+from aggregate.matrix_key import CACHE, Digests, cell_key
 from aggregate.matrix_tables import matrix_markdown, matrix_table
-from aggregate.question import read_task
-from aggregate.run import VERSION, Run, write_table
+from aggregate.question import read_task, with_settings
+from aggregate.run import Run, write_table
 from aggregate.train import train
 from clear.atomic import write_aside
-from clear.bags import Bags
 from clear.errors import ClearError, InputError
 from clear.labels import labels_path
+from clear.presets import Preset
 from clear.tables import some
+from clear.yaml_file import read_yaml, shown
 
 _FIELDS = ("encoders", "aggregators", "tasks", "windows", "settings", "output")
-_KEY = 12  # hexadecimal digits of a cell's key that its folder bears
-# what may differ between machines without changing a number
-_IDLE = ("device", "progress", "overwrite", "output")
+_PATHS = ("labels", "folds_file", "patients")
+_OWN = ("bags", "aggregator", "options", "output", "device", "progress", "overwrite")  # not for a matrix to set
+_SETTINGS = tuple(name for name in inspect.signature(train).parameters if name not in _OWN)
+_NUMBERS = ("folds", "repeats", "seed")
+_LISTS = ("windows", "baselines", "target")
+_OF_PRESET = tuple(each.name for each in fields(Preset) if each.name in _SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Cell:
     def folder(self) -> str:
         """The name of its run."""
         words = [self.task, self.encoder, self.aggregator, self.windows]
-        return "-".join(re.sub(r"[^A-Za-z0-9._+-]", "_", word) for word in words if word) + f"-{self.key}"
+        return "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "_", word).strip("_") for word in words if word) + f"-{self.key}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,8 @@ def crossval(
     path = Path(matrix)
     spec = read_matrix(path)
     folder = path.parent / str(spec.get("output", path.stem))
-    cells = list(cells_of(spec, path.parent))
+    digests = Digests(folder / CACHE)
+    cells = cells_of(spec, path.parent, digests)
     say = report or (lambda _: None)
     runs: dict[Cell, Run] = {}
     failures: dict[Cell, str] = {}
@@ -118,6 +126,7 @@ def crossval(
     table = matrix_table({(c.task, c.encoder, c.aggregator, c.windows): run for c, run in runs.items()})
     text = matrix_markdown(table)
     folder.mkdir(parents=True, exist_ok=True)
+    digests.keep()
     write_table(folder / "table.csv", table)
     write_aside(folder / "table.md", text.encode())
     return Matrix(tuple(cells), runs, failures, computed, table, text, folder)
@@ -125,15 +134,8 @@ def crossval(
 
 def read_matrix(path: Path) -> dict[str, Any]:
     """The fields of a matrix file; raises InputError naming the field that is wrong."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read; expected a matrix file (YAML)") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected the fields {', '.join(_FIELDS)}")
-    strange = [str(name) for name in data if name not in _FIELDS]
+    data = read_yaml(path, "a matrix file")
+    strange = [name[:60] for name in data if name not in _FIELDS]
     if strange:
         raise InputError(f"{path}: no field {some(strange)}; expected {', '.join(_FIELDS)}")
     for name, kind, what in (
@@ -142,51 +144,57 @@ def read_matrix(path: Path) -> dict[str, Any]:
         ("tasks", list, "a list of task names, or of arguments of clear train"),
     ):
         if not isinstance(data.get(name), kind) or not data[name]:
-            raise InputError(f"{path}: {name}: expected {what}; found {data.get(name)!r}")
+            raise InputError(f"{path}: {name}: expected {what}; found {shown(data.get(name))}")
     for name in ("windows", "settings"):
         if not isinstance(data.get(name, {}), dict):
-            raise InputError(f"{path}: {name}: expected names with a value each; found {data[name]!r}")
+            raise InputError(f"{path}: {name}: expected names with a value each; found {shown(data[name])}")
     return data
 
 
-def cells_of(spec: Mapping[str, Any], base: Path) -> list[Cell]:
-    """Every cell of a matrix, tasks outermost; raises InputError for a file, task or aggregator that is not there."""
+def cells_of(spec: Mapping[str, Any], base: Path, digests: Digests | None = None) -> list[Cell]:
+    """Every cell of a matrix, tasks outermost.
+
+    Raises InputError for a file, task, aggregator or setting that is not there, and for two cells of one name.
+    """
+    digests = digests or Digests()
     aggregators = [_aggregator(each) for each in spec["aggregators"]]
     for name, options in aggregators:
         check_aggregator(name, options)
-    cells = []
-    digests: dict[Path, str] = {}
-    for task in spec["tasks"]:
-        asked = _task_arguments(task, base)
-        settings = {**spec.get("settings", {}), **asked}
-        chosen = read_task(settings.get("task"), settings.get("labels"), settings.get("target"))
+    common = _arguments(spec.get("settings", {}), base, "settings")
+    cells: list[Cell] = []
+    for given in spec["tasks"]:
+        own_name, asked = _task_entry(given, base)
+        settings = {**common, **asked}
+        task = read_task(settings.get("task"), settings.get("labels"), settings.get("target"))
+        preset = with_settings(settings.get("preset") or task.preset, {k: settings.get(k) for k in _OF_PRESET})
         for encoder, file in spec["encoders"].items():
             bags = base / str(file)
-            if bags not in digests:
-                with Bags(bags) as opened:
-                    digests[bags] = opened.digest
-            labels = settings.get("labels") or labels_path(bags, chosen.name)
+            labels = settings.get("labels") or labels_path(bags, task.name)
             for name, options in aggregators:
                 for window_name, windows in (spec.get("windows") or {"": None}).items():
                     arguments = {**settings, "bags": bags, "aggregator": name, "options": options or None}
                     if windows is not None:
-                        arguments["windows"] = windows
-                    deciding = {k: v for k, v in arguments.items() if k not in ("bags", "labels", "task", *_IDLE)}
-                    for given in ("folds_file", "patients"):
-                        if deciding.get(given) is not None:
-                            deciding[given] = _digest(Path(deciding[given]))
-                    identity = {
-                        "version": VERSION,
-                        "bags": digests[bags],
-                        "labels": _digest(Path(labels)),
-                        "task": chosen.as_dict(),
-                        "arguments": deciding,
-                    }
-                    text = json.dumps(identity, sort_keys=True, default=str)
-                    key = hashlib.sha256(text.encode()).hexdigest()[:_KEY]
-                    shown = name if not options else f"{name} ({', '.join(f'{k} {v}' for k, v in options.items())})"
-                    cells.append(Cell(str(encoder), shown, chosen.name, str(window_name), _Frozen(arguments), key))
+                        arguments["windows"] = _listed(windows)
+                    key = cell_key(digests, bags, Path(labels), task, preset, arguments)
+                    shown_as = name if not options else f"{name} ({', '.join(f'{k} {v}' for k, v in options.items())})"
+                    cells.append(
+                        Cell(str(encoder), shown_as, own_name or task.name, str(window_name), _Frozen(arguments), key)
+                    )
+    _different(cells)
     return cells
+
+
+def _different(cells: Sequence[Cell]) -> None:
+    """Raises InputError where two cells would stand in one place of the table."""
+    places: set[tuple[str, str, str, str]] = set()
+    for cell in cells:
+        place = (cell.task, cell.encoder, cell.aggregator, cell.windows)
+        if place in places:
+            raise InputError(
+                f"two cells are called {', '.join(word for word in place if word)}; name the tasks apart, as in "
+                "{name: first, ...}, and list no aggregator twice"
+            )
+        places.add(place)
 
 
 class _Frozen(dict[str, Any]):
@@ -202,32 +210,58 @@ def _aggregator(given: Any) -> tuple[str, dict[str, Any]]:
         return given, {}
     if isinstance(given, dict) and isinstance(given.get("name"), str):
         return given["name"], {key: value for key, value in given.items() if key != "name"}
-    raise InputError(f"aggregators: expected a name, or {{name: ..., option: ...}}; found {given!r}")
+    raise InputError(f"aggregators: expected a name, or {{name: ..., option: ...}}; found {shown(given)}")
 
 
-def _task_arguments(given: Any, base: Path) -> dict[str, Any]:
-    """Arguments of `train` of an entry of `tasks`, its paths relative to the matrix file."""
-    arguments = {"task": given} if isinstance(given, str) else dict(given) if isinstance(given, dict) else None
-    if arguments is None:
-        raise InputError(f"tasks: expected a task's name, or arguments of clear train; found {given!r}")
-    for name in ("labels", "folds_file", "patients"):
-        if arguments.get(name) is not None:
-            arguments[name] = base / str(arguments[name])
-    named = arguments.get("task")
-    if isinstance(named, str) and named.endswith((".yaml", ".yml")):
-        arguments["task"] = base / named
-    return arguments
+def _task_entry(given: Any, base: Path) -> tuple[str, dict[str, Any]]:
+    """(its own name or "", arguments of `train`) of an entry of `tasks`."""
+    if isinstance(given, str):
+        return "", _arguments({"task": given}, base, "tasks")
+    if not isinstance(given, dict):
+        raise InputError(f"tasks: expected a task's name, or arguments of clear train; found {shown(given)}")
+    name = given.get("name", "")
+    if not isinstance(name, str) or ("name" in given and not name.strip()):
+        raise InputError(f"tasks: name: expected a text; found {shown(name)}")
+    return name.strip(), _arguments({key: value for key, value in given.items() if key != "name"}, base, "tasks")
 
 
-def _digest(path: Path) -> str:
-    """sha256 of a file, or of the files of a folder with their names; of nothing where there is none."""
-    files: Sequence[Path] = sorted(path.rglob("*")) if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            total.update(f"{file.relative_to(path.parent)}\0".encode())
-            total.update(hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()
+def _arguments(given: Mapping[Any, Any], base: Path, where: str) -> dict[str, Any]:
+    """Arguments of `train`, paths relative to the matrix file; raises InputError for what cannot be one."""
+    strange = [str(name)[:60] for name in given if name not in _SETTINGS]
+    if strange:
+        raise InputError(f"{where}: no setting {some(strange)}; expected some of {', '.join(_SETTINGS)}")
+    out = {str(name): value for name, value in given.items() if value is not None}
+    for name, value in out.items():
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if name in _LISTS:
+            good, what = isinstance(value, str) or _all_text(value), "a text, or a list of texts"
+        elif name in _NUMBERS:
+            good, what = number, "a whole number"
+        elif name == "grid":
+            good = isinstance(value, dict) and all(isinstance(each, list) for each in value.values())
+            what = "names with a list of values each"
+        else:
+            good, what = isinstance(value, str) or name in _OF_PRESET, "a text"
+        if not good:
+            raise InputError(f"{where}: {name} is {shown(value)}; expected {what}")
+        if name in _LISTS and name != "target":
+            out[name] = _listed(value)
+    for name in _PATHS:
+        if name in out:
+            out[name] = base / out[name]
+    if "baselines" in out:
+        out["baselines"] = [each if each == ACQUISITION else base / each for each in out["baselines"]]
+    if str(out.get("task", "")).endswith((".yaml", ".yml")):
+        out["task"] = base / out["task"]
+    return out
+
+
+def _all_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
 
 
 def _finished(folder: Path, key: str) -> Run | None:

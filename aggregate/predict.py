@@ -21,17 +21,19 @@ from numpy.typing import NDArray
 
 from aggregate.aggregators import predict as score_bags
 from aggregate.cohort import Cohort, choose_windows, rows_of_scans
-from aggregate.columns import patients_of_scans
 from aggregate.predictions import average_scans, prediction_rows
 from aggregate.record import bags_record, file_record, trained_on, versions
 from aggregate.run import Run, check_output, new_run_folder, write_json, write_table
 from aggregate.scores import metrics_table
+from aggregate.summary import metrics_text
 from aggregate.targets import Targets, predicted
 from aggregate.train import check_device
 from clear.bags import Bags
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.label_join import Joined, join_labels
 from clear.labels import read_labels
+from clear.patients import patients_of_scans
 from clear.tables import some
 from clear.tasks import JoinRule, Task
 
@@ -46,25 +48,21 @@ class Prediction:
     scores: a row a bag and score, as in predictions.csv of a run but for `y_score`, the mean over the models, `y_sd`,
     their standard deviation (null for one model), `models`, how many they are, and `seen`, how the patient is known:
     `training`, `pretraining`, or "". metrics: the rows of metrics.csv over patients not seen, none without labels.
-    path: the folder it was written to, None when it was not.
+    endpoints: of the run. path: the folder it was written to, None when it was not.
     """
 
     scores: pl.DataFrame
     metrics: pl.DataFrame
     remarks: tuple[str, ...]
+    endpoints: tuple[Endpoint, ...]
     path: Path | None = None
 
     def table(self) -> str:
         """What a terminal shows."""
         models = self.scores["models"].to_list()[0]
         lines = [f"{self.scores['scan_id'].n_unique()} bags scored by {models} models"]
-        for row in self.metrics.iter_rows(named=True):
-            if row["estimate"] is not None and row["estimator"] != "fold_mean":
-                interval = f" ({row['ci_low']:.3f}-{row['ci_high']:.3f})" if row["ci_low"] is not None else ""
-                name = row["endpoint"] if not row["class"] else f"{row['endpoint']}: {row['class']}"
-                lines.append(
-                    f"{name}  {row['metric']} {row['estimate']:.3f}{interval}, n = {row['n'] or row['n_patients']}"
-                )
+        if self.metrics.height:
+            lines += metrics_text(self.metrics, self.endpoints)
         return "\n".join([*lines, *(f"note: {remark}" for remark in self.remarks)])
 
 
@@ -99,7 +97,8 @@ def predict(
         joined = None
         if labels is not None:
             known = read_labels(labels, _task(opened_run), id_column=id_column)
-            rule = join_rule or opened_run.settings["labels"]["join"]
+            averaged: JoinRule | None = "all" if opened_run.settings.get("several") == "average" else None
+            rule = join_rule or opened_run.settings["labels"]["join"] or averaged
             joined = join_labels(
                 known,
                 opened.scans,
@@ -117,7 +116,7 @@ def predict(
         metrics, left = (
             _metrics(opened_run, cohort, by_model, seen, seed) if joined is not None else (pl.DataFrame(), [])
         )
-        result = Prediction(scores, metrics, (*remarks, *noted, *told, *left), path)
+        result = Prediction(scores, metrics, (*remarks, *noted, *told, *left), opened_run.endpoints, path)
         if path is not None:
             with new_run_folder(path, overwrite, "predict.json") as folder:
                 write_table(folder / "predictions.csv", scores)
@@ -270,16 +269,18 @@ def _metrics(
 
 
 def _seen(run: Run, bags: Bags, cohort: Cohort) -> tuple[list[str], list[str]]:
-    """(for each bag `training`, `pretraining` or "", remarks)."""
+    """(for each bag `training`, `pretraining` or "", remarks): known by patient, scan id, or voxels under another."""
     fitted = run.folds.filter(pl.col("split").is_in(["train", "inner"]))
     patients, scans = set(fitted["patient_id"].to_list()), set(fitted["scan_id"].to_list())
+    digest_of = run.settings.get("scan_digests", {})
+    voxels = {digest_of[scan] for scan in scans if scan in digest_of}
     digests = dict(bags.scans.select("scan_id", "digest").iter_rows())
     recorded = pretraining_ids(bags.encoder_card)
     out = []
     for ids, patient in zip(cohort.scan_ids, cohort.patient_ids, strict=True):
         names = {name for name in (patient, *ids, *(digests[scan] for scan in ids)) if name}
         hashed = {hashlib.sha256(name.encode()).hexdigest() for name in names}
-        if patient in patients or scans & set(ids):
+        if patient in patients or scans & set(ids) or voxels & {digests[scan] for scan in ids}:
             out.append("training")
         else:
             out.append("pretraining" if recorded & (names | hashed) else "")

@@ -29,9 +29,13 @@ from aggregate.predictions import average_scans
 from aggregate.question import Question, ask
 from aggregate.record import trained_on
 from aggregate.run import write_table
+from aggregate.scored import FOLD_MEAN
 from aggregate.scores import metrics_table
+from aggregate.summary import METRIC_NAMES, endpoint_name
 from aggregate.tabular import CoxRidge, RowModel, row_predictions
+from aggregate.text import aligned
 from clear.bags import Bags
+from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.tables import some
 
@@ -42,23 +46,33 @@ _STRENGTH = 10.0  # inverse of the penalty on unit vectors: 10 / d on standardis
 @dataclass(frozen=True)
 class Probe:
     """metrics: `bags`, `encoder`, `input_size`, `probe`, then the columns of metrics.csv; predictions: `bags`, `probe`,
-    then those of predictions.csv."""
+    then those of predictions.csv. endpoints: kinds settled."""
 
     metrics: pl.DataFrame
     predictions: pl.DataFrame
     remarks: tuple[str, ...]
+    endpoints: tuple[Endpoint, ...]
 
     def table(self) -> str:
-        """What a terminal shows: a line a bag file and probe with the mean over folds of the first metric."""
-        lines = []
-        first = self.metrics.filter(pl.col("estimator") == "fold_mean")
+        """What a terminal shows: a line an endpoint and bag file with the mean over folds of the first metric."""
+        kinds = {endpoint.name: endpoint.kind for endpoint in self.endpoints}
+        first = self.metrics.filter(pl.col("estimator") == FOLD_MEAN)
         first = first.filter(pl.col("metric") == pl.col("metric").first().over("endpoint"))
-        for row in first.iter_rows(named=True):
-            value = "not defined" if row["estimate"] is None else f"{row['estimate']:.3f}"
-            sd = "" if row["fold_sd"] is None else f" ± {row['fold_sd']:.3f}"
-            name = row["endpoint"] if not row["class"] else f"{row['endpoint']}: {row['class']}"
-            lines.append(f"{row['bags']}  {row['probe']:<9} {name}  {row['metric']} {value}{sd}")
-        return "\n".join([*lines, *(f"note: {remark}" for remark in self.remarks)])
+        first = first.filter((pl.col("class") == "macro") | (pl.col("class") != "macro").all().over("endpoint"))
+        rows = [["endpoint", "bag file", "mean over folds", *PROBES]]
+        for (endpoint, name, metric, bags), found in first.group_by(
+            "endpoint", "class", "metric", "bags", maintain_order=True
+        ):
+            of_probe = {row["probe"]: _with_sd(row) for row in found.iter_rows(named=True)}
+            named = endpoint_name(kinds, str(endpoint), str(name))
+            rows.append([named, str(bags), METRIC_NAMES[str(metric)], *(of_probe.get(probe, "") for probe in PROBES)])
+        return "\n".join([*aligned(rows), *(f"note: {remark}" for remark in self.remarks)])
+
+
+def _with_sd(row: Mapping[str, Any]) -> str:
+    if row["estimate"] is None:
+        return "not defined"
+    return f"{row['estimate']:.3f}" + ("" if row["fold_sd"] is None else f" ± {row['fold_sd']:.3f}")
 
 
 def _prepare() -> Any:
@@ -120,7 +134,18 @@ def probe(
             remarks.append(f"{opened.path}: {opened.encoder}, {trained_on(opened)}")
             if report is not None:
                 report(f"{opened.path}: probed")
-    result = Probe(pl.concat(metrics, how="vertical_relaxed"), pl.concat(predictions), tuple(remarks))
+    if first is None:
+        raise InputError("expected a bag file, or several")
+    fewest = min(
+        len(parts["train"] + parts["inner"]) for parts in (first.folds.split(*pair) for pair in first.folds.pairs)
+    )
+    mute = [f"knn-{k}" for k in NEIGHBOURS if k >= fewest]
+    if mute:
+        remarks.append(
+            f"{', '.join(mute)}: a fold has {fewest} bags to learn from, all of them neighbours of every bag"
+        )
+    endpoints = first.cohort.targets.endpoints
+    result = Probe(pl.concat(metrics, how="vertical_relaxed"), pl.concat(predictions), tuple(remarks), endpoints)
     if output is not None:
         write_table(Path(output), result.metrics)
     return result

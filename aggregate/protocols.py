@@ -8,8 +8,9 @@
 With `--group COLUMN` the folds of cv and nested-cv are the column's values: whole sites are held out.
 
 The inner folds of nested-cv are the outer ones that are not being scored. A candidate fitted without folds a and b
-scores b for the choice of fold a and a for the choice of fold b, so each pair is fitted once. Nothing of the scored
-fold enters its own choice.
+scores b for the choice of fold a and a for the choice of fold b, so each pair is fitted once. What a fold does not
+learn from enters its choice neither as teacher nor as judge: the patients it scores, wherever their other scans are
+scored, and scans that are `unused` in it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from aggregate.aggregators import AGGREGATORS
+from aggregate.aggregators import check_aggregator
 from aggregate.cohort import Cohort
+from aggregate.fit import check_teaching
 from aggregate.folds import Folds, by_patient, draw_inner, make_folds, make_group_folds, make_test_folds
 from aggregate.folds_file import read_folds
 from aggregate.metrics import auroc, plain
+from aggregate.survival import c_index
 from clear.errors import InputError
+from clear.presets import GRID_NAMES
 from clear.tables import some
 from clear.task import PROTOCOLS
 from clear.tasks import Preset
 
-__all__ = ["PROTOCOLS", "Candidate", "Search", "candidates", "concordance", "plan_folds", "search", "skill"]
+__all__ = ["PROTOCOLS", "Candidate", "Search", "candidates", "plan_folds", "search", "skill"]
 
 DEFAULT_GRID: Mapping[str, tuple[Any, ...]] = {"lr": (1e-4, 3e-4, 1e-3)}
 # (training bags, bags that end the training, bags to score, candidate, seed) -> (n, S) predictions of the bags to score
@@ -77,7 +81,8 @@ def plan_folds(
     file: read them instead; groups, splits: of `cohort.by_scan()`, see `make_group_folds`, `make_test_folds`.
     Raises InputError when patients, groups or the split cannot fill them.
     """
-    scans, patients, indicators = cohort.by_scan()
+    scans, patients, _ = cohort.by_scan()
+    indicators = cohort.strata
     drawn: dict[str, Any] = {"seed": seed, "inner_fraction": inner_fraction}
     if file is not None:
         made, remarks = read_folds(file, scans, patients, indicators, **drawn)
@@ -102,7 +107,7 @@ def plan_folds(
         made = make_folds(scans, patients, indicators, folds=folds, repeats=repeats, **drawn)
         remarks = []
     _fits(made, protocol, file)
-    return made, remarks
+    return made, [*remarks, *_teaching(cohort, made)]
 
 
 def _split_patients(groups: Sequence[str], patients: Sequence[str]) -> list[str]:
@@ -124,28 +129,41 @@ def _fits(folds: Folds, protocol: str, file: Path | str | None) -> None:
         raise InputError(f"{source}its folds score different scans; --protocol cv-test needs a fixed test set")
 
 
+def _teaching(cohort: Cohort, folds: Folds) -> list[str]:
+    """Remarks on endpoints that some fold's training bags cannot teach; raises InputError when they teach nothing."""
+    found: dict[str, list[str]] = {}
+    for repeat, fold in folds.pairs:
+        split = folds.split(repeat, fold)
+        train, inner = cohort.bags_of(split["train"]), cohort.bags_of(split["inner"])
+        where = f"fold {fold}" + (f" of repeat {repeat}" if repeat else "")
+        check_teaching(cohort.targets, train, inner, f"{where}: ")
+        for endpoint, why in zip(cohort.targets.endpoints, cohort.targets.nothing_to_learn(train), strict=True):
+            if why:
+                found.setdefault(endpoint.name, []).append(f"{where}: {endpoint.name}: {why} among the bags that teach")
+    more = {name: f" and of {len(texts) - 1} more folds" if len(texts) > 1 else "" for name, texts in found.items()}
+    return [f"{texts[0]}; its scores of this fold{more[name]} are not defined" for name, texts in found.items()]
+
+
 def candidates(grid: Mapping[str, Sequence[Any]], aggregator: str, preset: Preset) -> list[Candidate]:
     """Every cell of the grid, in order; raises InputError for a name or a value that cannot be.
 
     grid: fields of `Preset`, or `aggregator`, each with its values; empty is DEFAULT_GRID.
     """
     chosen = dict(grid) or dict(DEFAULT_GRID)
-    allowed = [field.name for field in fields(Preset) if field.name not in ("name", "inner_fraction")]
     for name, values in chosen.items():
-        if name != "aggregator" and name not in allowed:
-            raise InputError(f"--grid {name}: expected aggregator or one of {', '.join(allowed)}")
-        if isinstance(values, str) or not len(values):
+        if name not in GRID_NAMES:
+            raise InputError(f"--grid {name}: expected aggregator or one of {', '.join(GRID_NAMES[1:])}")
+        if isinstance(values, str) or not len(values) or any(value is None for value in values):
             raise InputError(f"--grid {name}: expected one value or more, as in lr=1e-4,1e-3")
     out = []
     for values in itertools.product(*chosen.values()):
         changes = dict(zip(chosen, values, strict=True))
         name = str(changes.get("aggregator", aggregator))
-        if name not in AGGREGATORS:
-            raise InputError(f"--grid aggregator={name}: no such aggregator; expected {', '.join(AGGREGATORS)}")
+        check_aggregator(name)
         settings = {key: value for key, value in changes.items() if key != "aggregator"}
-        fixed = "epochs" in settings or "batch" in settings
-        changed = preset.with_changes(**settings, min_steps=0 if fixed else settings.pop("min_steps", None))
-        out.append(Candidate(name, changed, changes))
+        if "epochs" in settings or "batch" in settings:
+            settings.setdefault("min_steps", 0)
+        out.append(Candidate(name, preset.with_changes(**settings), changes))
     return out
 
 
@@ -164,13 +182,19 @@ def search(
     """
     rows: list[dict[str, Any]] = []
     for repeat in sorted({repeat for repeat, _ in folds.pairs}):
-        scored = {f: cohort.bags_of(folds.split(repeat, f)["test"]) for r, f in folds.pairs if r == repeat}
-        for a, b in itertools.combinations(sorted(scored), 2):
-            train, inner = _without(cohort, [*scored[a], *scored[b]], (seed, repeat, a, b))
+        parts = {f: folds.split(repeat, f) for r, f in folds.pairs if r == repeat}
+        scored = {f: cohort.bags_of(split["test"]) for f, split in parts.items()}
+        learns = {f: cohort.bags_of([*split["train"], *split["inner"]]) for f, split in parts.items()}
+        for a, b in itertools.combinations(sorted(parts), 2):
+            left = np.intersect1d(learns[a], learns[b])
+            judges = {a: np.intersect1d(scored[b], learns[a]), b: np.intersect1d(scored[a], learns[b])}
+            together = np.concatenate([judges[b], judges[a]])
             for number, candidate in enumerate(grid):
-                together = np.concatenate([scored[a], scored[b]])
-                predictions = np.asarray(score(train, inner, together, candidate, (seed, repeat, a, b)))
-                halves = predictions[len(scored[a]) :], predictions[: len(scored[a])]
+                train, inner = _teachers(cohort, left, (seed, repeat, a, b), candidate.preset.inner_fraction)
+                predictions = np.empty((0, cohort.targets.score_columns[-1].stop))
+                if len(together):
+                    predictions = np.asarray(score(train, inner, together, candidate, (seed, repeat, a, b)))
+                halves = predictions[len(judges[b]) :], predictions[: len(judges[b])]
                 for fold, other, part in ((a, b, halves[0]), (b, a, halves[1])):
                     rows.append(
                         {
@@ -179,7 +203,7 @@ def search(
                             "inner_fold": other,
                             "candidate": number,
                             **{key: _cell(value) for key, value in candidate.changes.items()},
-                            "score": skill(cohort, scored[other], part),
+                            "score": skill(cohort, judges[fold], part),
                         }
                     )
                 if on_fit is not None:
@@ -197,22 +221,24 @@ def search(
 def skill(cohort: Cohort, bags: NDArray[np.int64], predictions: NDArray[np.float64]) -> float:
     """One number, higher is better, for predictions (n, S) of these bags; nan where nothing is defined.
 
-    The mean over what is defined of: AUROC of each class against the rest (of binary endpoints, the positive class),
-    1 - mean absolute error over mean absolute deviation (regression), and the C-index (survival).
+    A bag without a label or a prediction (nan) takes no part. The mean over what is defined of: AUROC of each class
+    against the rest (of binary endpoints, the positive class), 1 - mean absolute error over mean absolute deviation
+    (regression), and the C-index (survival).
     """
     targets = cohort.targets
     values: list[float] = []
     start = 0
     for e, endpoint in enumerate(targets.endpoints):
         truth = targets.codes[bags, e]
-        known = np.isfinite(truth)
+        known = np.isfinite(truth) & np.isfinite(predictions[:, start])
         if endpoint.kind == "regression":
             column = predictions[known, start]
             spread = np.abs(truth[known] - np.median(truth[known])).mean() if known.any() else 0.0
             values.append(float(1 - np.abs(column - truth[known]).mean() / spread) if spread > 0 else math.nan)
             start += 1
         elif endpoint.kind == "survival" and (events := targets.events) is not None:
-            values.append(concordance(truth[known], events[bags, e][known], predictions[known, start]))
+            label = np.stack([truth[known], events[bags, e][known]], axis=1)
+            values.append(plain(c_index, label, predictions[known, start]))
             start += 1
         else:
             codes = [1] if endpoint.kind == "binary" else range(len(endpoint.classes))
@@ -223,33 +249,22 @@ def skill(cohort: Cohort, bags: NDArray[np.int64], predictions: NDArray[np.float
     return float(np.mean(defined)) if defined else math.nan
 
 
-def concordance(times: NDArray[np.float64], events: NDArray[np.float64], risk: NDArray[np.float64]) -> float:
-    """Harrell's C: of the pairs whose earlier time is an event, how many have the higher risk, ties one half."""
-    comparable = (times[:, None] < times[None, :]) & (events[:, None] == 1)
-    if not comparable.any():
-        return math.nan
-    wins = (risk[:, None] > risk[None, :]) + (risk[:, None] == risk[None, :]) / 2
-    return float(wins[comparable].mean())
-
-
-def _without(
-    cohort: Cohort, held: Sequence[int], seed: tuple[int, ...], fraction: float = 0.2
+def _teachers(
+    cohort: Cohort, bags: NDArray[np.int64], seed: tuple[int, ...], fraction: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(bags that teach, bags that end the training) among the patients of none of these bags."""
-    away = {cohort.patient_ids[int(bag)] for bag in held}
-    left = np.array([bag for bag, patient in enumerate(cohort.patient_ids) if patient not in away], dtype=np.int64)
-    of_bag = [cohort.patient_ids[int(bag)] for bag in left]
+    """(bags that teach, bags that end the training) of these; fraction: of their patients, that end it."""
+    of_bag = [cohort.patient_ids[int(bag)] for bag in bags]
     patients = sorted(set(of_bag))
     if len(patients) < 2:
         raise InputError(
             f"--protocol nested-cv: without two of the folds {len(patients)} patients are left for training; expected "
             "2 or more. Give more folds, or label more patients"
         )
-    of_patient = by_patient(patients, of_bag, cohort.targets.indicators()[left])
+    of_patient = by_patient(patients, of_bag, cohort.targets.indicators(bags))
     drawn = draw_inner(of_patient, fraction, np.random.default_rng(seed))
     inner = {patient for patient, here in zip(patients, drawn, strict=True) if here}
     ends = np.array([patient in inner for patient in of_bag])
-    return left[~ends], left[ends]
+    return bags[~ends], bags[ends]
 
 
 def _cell(value: Any) -> Any:

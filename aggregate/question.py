@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from aggregate.cohort import Cohort, build_cohort, choose_windows
 from aggregate.columns import official_split, scan_column
@@ -19,7 +19,7 @@ from clear.bags import Bags
 from clear.errors import InputError
 from clear.label_join import Joined, join_labels
 from clear.labels import Labels, read_labels, read_saved_labels, write_labels
-from clear.tasks import PRESETS, JoinRule, Preset, Task, load_task, target_task
+from clear.tasks import PRESETS, JoinRule, Preset, Task, load_task, rule_of_scans, target_task
 from clear.windows import Window
 
 
@@ -76,7 +76,8 @@ def ask(
     chosen = read_task(task, labels, target)
     preset_used = with_settings(preset or chosen.preset, settings or {})
     _check_numbers(folds, folds_file, repeats, seed, group)
-    protocol, grid, several = _protocol(chosen, protocol, grid, several, group, join_rule)
+    protocol, grid = _protocol(chosen, protocol, grid, group)
+    rule, several = rule_of_scans(chosen, join_rule, several)
     used = choose_windows(bags, windows or chosen.windows, str(bags.path))
     known = (
         read_labels(labels, chosen, id_column=id_column) if labels is not None else read_saved_labels(bags.path, chosen)
@@ -84,7 +85,7 @@ def ask(
     joined = join_labels(
         known,
         bags.scans,
-        rule=join_rule or chosen.join or cast("JoinRule | None", {"pool": "pool", "average": "all"}.get(several or "")),
+        rule=rule,
         patients=patients,
         patient_pattern=patient_pattern,
         source=str(bags.path),
@@ -149,11 +150,9 @@ def _protocol(
     task: Task,
     protocol: str | None,
     grid: Mapping[str, Sequence[Any]] | None,
-    several: str | None,
     group: str | None,
-    join_rule: JoinRule | None,
-) -> tuple[str, Mapping[str, tuple[Any, ...]], str | None]:
-    """(protocol, grid, several), the task's where nothing else is asked for."""
+) -> tuple[str, Mapping[str, tuple[Any, ...]]]:
+    """(protocol, grid), the task's where nothing else is asked for."""
     chosen = protocol or task.protocol
     if chosen not in PROTOCOLS:
         raise InputError(f"--protocol {chosen}: expected one of {', '.join(PROTOCOLS)}")
@@ -165,13 +164,8 @@ def _protocol(
         chosen = "cv"
     if grid is not None and chosen != "nested-cv":
         raise InputError("--grid is searched by --protocol nested-cv only")
-    wanted = grid if grid is not None else getattr(task, "grid", None) or {}
-    rule = several if several is not None else getattr(task, "several", None)
-    if rule not in (None, "pool", "average"):
-        raise InputError(f"--several {rule}: expected pool (one bag a patient) or average (of the scans' predictions)")
-    if join_rule is not None and several is None:
-        rule = None  # the join rule says it
-    return chosen, {name: tuple(values) for name, values in wanted.items()}, rule
+    wanted = grid if grid is not None else task.grid
+    return chosen, {name: tuple(values) for name, values in wanted.items()}
 
 
 def _splits(

@@ -38,6 +38,7 @@ def record_of(bags: Bags, question: Question) -> dict[str, Any]:
         "n_folds": folds.table["fold"].n_unique(),
         "repeats": folds.table["repeat"].n_unique(),
         "bags": bags_record(bags),
+        "scan_digests": scan_digests(bags, cohort),
         "versions": versions(),
     }
 
@@ -55,6 +56,13 @@ def bags_record(bags: Bags) -> dict[str, Any]:
         "preprocessing": bags.preprocessing,
         "provenance": bags.provenance,
     }
+
+
+def scan_digests(bags: Bags, cohort: Cohort) -> dict[str, str]:
+    """scan_id -> digest of its voxels, of the cohort's scans: they are known again under any name."""
+    used = {scan for ids in cohort.scan_ids for scan in ids}
+    pairs = bags.scans.select("scan_id", "digest").drop_nulls().iter_rows()
+    return {scan: digest for scan, digest in pairs if scan in used}
 
 
 def trained_on(bags: Bags) -> str:

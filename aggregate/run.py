@@ -8,7 +8,8 @@
     metrics.csv       see `aggregate.scores`
     curves.csv        points of ROC, precision-recall and calibration curves, see `aggregate.curves`
     baselines.csv     the same of what was predicted without images, see `aggregate.baselines`
-    attention.h5      one dataset a fold, (N,) float32, rows as in the bag file, nan where the fold did not score
+    attention.h5      one dataset a fold, (N,) float32, rows as in the bag file, nan where the fold did not score; of
+                      folds whose model weighs its instances (`Aggregator.returns_attention`), else no such file
     fold-*/model.safetensors
 
 A run is written into a hidden folder beside its place and renamed when complete: a folder with a run.json under its own
@@ -34,7 +35,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from aggregate.aggregators import Aggregator, build_aggregator
+from aggregate.aggregators import AGGREGATORS, Aggregator, build_aggregator
 from aggregate.predictions import read_predictions
 from clear.atomic import output_errors, rename_into_place, write_aside
 from clear.endpoints import Endpoint
@@ -115,12 +116,26 @@ class Run:
         return np.asarray(fit.get("scale", [[0.0, 1.0]] * len(self.endpoints)), dtype=np.float64)
 
     def attention(self, repeat: int = 0, fold: int = 0) -> NDArray[np.float32]:
-        """(N,) the attention of one fold's scored instances, rows as in the bag file, nan elsewhere."""
-        with h5py.File(self.path / "attention.h5", "r") as file:
-            name = fold_name(repeat, fold)
-            if name not in file:
-                raise InputError(f"{self.path}: attention.h5 has no {name}; it has {', '.join(file)}")
-            return np.asarray(file[name][:], dtype=np.float32)
+        """(N,) the attention of one fold's scored instances, rows as in the bag file, nan elsewhere.
+
+        Raises InputError for a fold that the run has not, or whose aggregator weighs no instance.
+        """
+        name, place = fold_name(repeat, fold), self.path / "attention.h5"
+        if (repeat, fold) not in self.pairs:
+            have = ", ".join(fold_name(*pair) for pair in self.pairs)
+            raise InputError(f"{self.path}: the run has no {name}; it has {have}")
+        used = self._fit(repeat, fold).get("aggregator", self.settings["aggregator"])
+        if not AGGREGATORS[used].returns_attention:
+            weighing = ", ".join(each for each, model in AGGREGATORS.items() if model.returns_attention)
+            raise InputError(
+                f"{self.path}: {name} is a model of {used}, which weighs no instance, so there is no attention to "
+                f"show. Those that have one: {weighing}"
+            )
+        try:
+            with h5py.File(place, "r") as file:
+                return np.asarray(file[name][:], dtype=np.float32)
+        except (OSError, KeyError) as error:
+            raise InputError(f"{place}: missing or damaged; train again") from error
 
     def model(self, repeat: int = 0, fold: int = 0) -> Aggregator:
         """The model of one fold, in eval mode; it takes features as the bag file holds them."""
@@ -185,7 +200,10 @@ def check_output(path: Path, overwrite: bool, mark: str = "run.json") -> None:
         raise InputError(f"{path}: exists and is not empty. Choose another output, or give --overwrite")
     if not (path / mark).is_file():
         what = "a run folder" if mark == "run.json" else f"a folder with {mark}"
-        raise InputError(f"{path}: is not {what} and is not replaced. Choose another output")
+        raise InputError(
+            f"{path}: is not {what}, or a half-written one, and is not replaced. Remove it yourself, or choose another "
+            "output"
+        )
 
 
 @contextmanager
@@ -231,22 +249,22 @@ def write_model(folder: Path, model: Aggregator) -> None:
 
 
 class AttentionFile:
-    """attention.h5 while it is written: one dataset a fold, as long as the bag file has rows."""
+    """attention.h5 while it is written: one dataset a fold, as long as the bag file has rows; no file before one."""
 
     def __init__(self, path: Path, rows: int, bags_digest: str) -> None:
         self.path = path
         self.rows = rows
-        with output_errors(path), h5py.File(path, "w", track_order=True) as file:
-            file.attrs["format"] = "clear-attention"
-            file.attrs["version"] = VERSION
-            file.attrs["bags_digest"] = bags_digest
+        self.bags_digest = bags_digest
 
     def add(self, name: str, where: Sequence[NDArray[np.int64]], what: Sequence[NDArray[np.float32]]) -> None:
         """Row numbers and attention of each scored bag."""
         values = np.full(self.rows, np.nan, dtype=np.float32)
         for rows, weights in zip(where, what, strict=True):
             values[rows] = weights
-        with output_errors(self.path), h5py.File(self.path, "a") as file:
+        with output_errors(self.path), h5py.File(self.path, "a", track_order=True) as file:
+            file.attrs["format"] = "clear-attention"
+            file.attrs["version"] = VERSION
+            file.attrs["bags_digest"] = self.bags_digest
             file.create_dataset(name, data=values, chunks=True, compression="gzip", compression_opts=1, shuffle=True)
 
 
@@ -260,7 +278,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         if settings["format"] != FORMAT:
             raise KeyError("format")
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not the run.json of a clear run, or damaged") from error
+        raise InputError(f"{file}: not the run.json of a clear run, or damaged; train again") from error
     if version > VERSION:
         raise InputError(f"{file}: version {version}, from a newer clear; this one reads up to {VERSION}. Update clear")
     return dict(settings)

@@ -2,8 +2,9 @@
 
 A figure is one metric of one class, of one endpoint, or of a mean over several. It is estimated in one of three ways,
 never mixed: `fold_mean`, the mean over models of the metric of what each scored; `pooled`, the metric of all
-out-of-fold scores at once, averaged over repeats; `ensemble`, the metric of the mean score of the models that all
-scored a fixed test set.
+out-of-fold scores at once, each bag's averaged over repeats first; `ensemble`, the metric of the mean score of the
+models that all scored a fixed test set. A row without a score, of a model that could learn nothing of the endpoint,
+takes no part.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class Scored:
         return [np.flatnonzero(np.isfinite(scores).all(axis=1)) for scores in self.of_model]
 
     @cached_property
-    def scored_once(self) -> bool:
-        """Whether every bag was scored by a single model."""
-        return bool((np.isfinite(self.of_model[:, :, 0]).sum(axis=0) == 1).all())
+    def models_share_no_patient(self) -> bool:
+        """Whether the bags of every patient were scored by a single model."""
+        of_each = [np.unique(self.patients[rows]) for rows in self.rows_of]
+        return sum(map(len, of_each)) == len(np.unique(self.patients))
 
     @cached_property
     def several_rows(self) -> bool:
@@ -163,10 +165,9 @@ def read_scored(
     """
     rows = predictions.filter(pl.col("split") == split)
     models = {pair: i for i, pair in enumerate(rows.select("repeat", "fold").unique().sort("repeat", "fold").rows())}
+    known = rows.drop_nulls("y_true").filter(pl.col("y_score").cast(pl.Float64).is_finite())
     return {
-        endpoint.name: _scored(
-            rows.filter(pl.col("endpoint") == endpoint.name).drop_nulls("y_true"), endpoint, models, patients
-        )
+        endpoint.name: _scored(known.filter(pl.col("endpoint") == endpoint.name), endpoint, models, patients)
         for endpoint in endpoints
     }
 

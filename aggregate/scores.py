@@ -140,14 +140,14 @@ def figure_interval(figure: Figure, estimate: float, estimator: str, resampled: 
 
 
 def _auroc_variance(figure: Figure, estimator: str) -> float:
-    """DeLong's, of one member; nan where it has none (several models scored a bag, and their mean is not taken)."""
+    """DeLong's, of one member; nan where it has none (several models scored a patient, so they are not independent)."""
     (member,) = figure.members
     scored = member.scored
     if estimator != FOLD_MEAN:
         return clustered_auroc(*member.seen, scored.patients)[1]
-    if not scored.scored_once:
+    if not scored.models_share_no_patient:
         return math.nan
-    variances = []  # folds share no patient: the variance of the mean is the sum of theirs over F squared
+    variances = []  # of independent folds: the variance of their mean is the sum of theirs over F squared
     for scores, rows in zip(scored.of_model, scored.rows_of, strict=True):
         auc, of_fold = clustered_auroc(*member.view(scored.truth[rows], scores[rows]), scored.patients[rows])
         if math.isfinite(auc):

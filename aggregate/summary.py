@@ -15,7 +15,7 @@ from clear.endpoints import Endpoint
 if TYPE_CHECKING:
     from aggregate.run import Run
 
-NAMES: Mapping[str, str] = MappingProxyType(
+METRIC_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "auroc": "AUROC",
         "average_precision": "AP",
@@ -39,7 +39,8 @@ def run_table(run: Run) -> str:
     """The first metrics of each endpoint with their intervals and baselines; cohort and encoder below."""
     settings = run.settings
     repeats = f", {settings['repeats']} repeats" if settings["repeats"] > 1 else ""
-    lines = [f"{settings['task']['name']} · {settings['aggregator']} · {_protocol(settings)}{repeats}"]
+    tried = settings.get("grid", {}).get("aggregator") or [settings["aggregator"]]
+    lines = [f"{settings['task']['name']} · {' or '.join(tried)} · {_protocol(settings)}{repeats}"]
     baselines = getattr(run, "baselines", None)
     lines += metrics_text(run.metrics, run.endpoints, baselines)
     cohort = settings["cohort"]
@@ -48,7 +49,7 @@ def run_table(run: Run) -> str:
         f"used, {cohort['bags']} bags of {cohort['patients']} patients"
     )
     lines.append(f"encoder: {settings['bags']['encoder']}, {settings['bags']['trained_on']}")
-    lines += [f"note: {remark}" for remark in settings["remarks"]]
+    lines += [f"note: {remark}" for remark in [*_chosen(settings["fits"]), *settings["remarks"]]]
     return "\n".join(lines)
 
 
@@ -57,8 +58,8 @@ def metrics_text(
 ) -> list[str]:
     """The rows of metrics.csv as lines: one table for endpoints with classes, one each for quantities and survival.
 
-    Two metrics of a kind are shown, the first two that the table has in the order of NAMES (ordinal: kappa first); the
-    others are in the file. baselines: rows of baselines.csv, set under the endpoint that they belong to.
+    Two metrics of a kind are shown, the first two that the table has in the order of METRIC_NAMES (ordinal: kappa
+    first); the others are in the file. baselines: rows of baselines.csv, set under the endpoint that they belong to.
     """
     kinds = {endpoint.name: endpoint.kind for endpoint in endpoints}
     of_kind = {"binary": "classes", "multiclass": "classes"}
@@ -75,7 +76,7 @@ def metrics_text(
         lines.append("intervals: over patients, conditional on the fitted models")
     elif ENSEMBLE in estimators:
         lines.append("intervals: over the patients of the test set; of fold means, conditional on the fitted models")
-    more = [NAMES.get(name, name) for name in metrics["metric"].unique(maintain_order=True)]
+    more = [METRIC_NAMES.get(name, name) for name in metrics["metric"].unique(maintain_order=True)]
     if len(more) > 2:
         lines.append(f"metrics.csv has {', '.join(more)}")
     return lines
@@ -90,14 +91,14 @@ def _table(
 ) -> list[str]:
     here = _cells(metrics)
     present = {metric for endpoint, name, metric, _ in here if (endpoint, name) in keys}
-    order = sorted(NAMES, key=lambda name: kind == "ordinal" and name != "kappa")
+    order = sorted(METRIC_NAMES, key=lambda name: kind == "ordinal" and name != "kappa")
     shown = [name for name in order if name in present][:2]
     first, *second = shown
     other = next((e for e in (POOLED, ENSEMBLE) if any(m == first and e == s for _, _, m, s in here)), "")
     folds = "folds" if other != ENSEMBLE else "single models"
-    header = [f"{NAMES[first]}, {folds}" + ("" if other else " (95 % CI)")]
-    header += [f"{NAMES[first]}, {other} (95 % CI)"] if other else []
-    header += [f"{NAMES[name]}, {folds}" for name in second]
+    header = [f"{METRIC_NAMES[first]}, {folds}" + ("" if other else " (95 % CI)")]
+    header += [f"{METRIC_NAMES[first]}, {other} (95 % CI)"] if other else []
+    header += [f"{METRIC_NAMES[name]}, {folds}" for name in second]
     rows = [["endpoint", *header, "n", _COUNTED.get(kind, "positive")]]
     sources = [("", here)]
     for label in [] if baselines is None or not baselines.height else baselines["baseline"].unique(maintain_order=True):
@@ -105,7 +106,7 @@ def _table(
         sources.append((str(label), _cells(chosen.with_columns(pl.col("class").fill_null("")))))
     for endpoint, name in keys:
         for label, cells in sources:
-            row = [f"  baseline {label}" if label else _name(kinds, endpoint, name)]
+            row = [f"  baseline {label}" if label else endpoint_name(kinds, endpoint, name)]
             folded, pooled = cells.get((endpoint, name, first, FOLD_MEAN)), cells.get((endpoint, name, first, other))
             row.append(_with_sd(folded) + ("" if other or folded is None else _interval(folded)))
             row += [_with_interval(pooled)] if other else []
@@ -130,7 +131,19 @@ def _protocol(settings: Mapping[str, Any]) -> str:
     return f"{folds}-fold cross-validation by patient"
 
 
-def _name(kinds: Mapping[str, str], endpoint: str, name: str) -> str:
+def _chosen(fits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a nested cross-validation chose, and for how many of its folds; nothing of another run."""
+    texts = [", ".join(f"{key} {value}" for key, value in fit["chosen"].items()) for fit in fits if "chosen" in fit]
+    counted = [f"{text} ({texts.count(text)})" for text in sorted(set(texts), key=texts.count, reverse=True)]
+    return [f"chosen on inner folds: {'; '.join(counted)} of {len(texts)} folds"] if counted else []
+
+
+def endpoint_name(kinds: Mapping[str, str], endpoint: str, name: str) -> str:
+    """How a row of metrics.csv is called: the endpoint, its class where it has several, `mean` of several.
+
+    >>> endpoint_name({"stage": "ordinal"}, "stage", "macro")
+    'stage: mean'
+    """
     if kinds.get(endpoint) in ("multiclass", "ordinal"):
         return f"{endpoint}: {name}" if name != "macro" else f"{endpoint}: mean"
     return "mean" if endpoint == "macro" else endpoint

@@ -1,6 +1,7 @@
 """Models of one row a bag, in the folds of a question: what probes and baselines share.
 
-Whatever is learnt, scaling and imputation included, is learnt from the training patients of the fold; patients of the
+An endpoint of which a fold's training patients teach nothing (one class, no event) has no score there. Whatever is
+learnt, scaling and imputation included, is learnt from the training patients of the fold; patients of the
 inner split train too, because nothing is stopped early here.
 """
 
@@ -58,7 +59,7 @@ def row_predictions(cohort: Cohort, folds: Folds, rows: NDArray[Any], model: Row
         parts.append(
             prediction_rows(cohort.names, cohort.patient_ids, targets, split["test"], scores, repeat=repeat, fold=fold)
         )
-    return pl.concat(parts)
+    return pl.concat(parts).with_columns(pl.col("y_score").fill_nan(None))
 
 
 def _answerable(targets: Targets, model: RowModel) -> Targets:
@@ -75,13 +76,13 @@ def _endpoint_scores(
     test: NDArray[np.int64],
     model: RowModel,
 ) -> NDArray[np.float64]:
-    """(n, classes) probabilities or (n, 1) values of one endpoint."""
+    """(n, classes) probabilities or (n, 1) values of one endpoint, nan where the training bags teach nothing of it."""
     endpoint = targets.endpoints[e]
+    if targets.nothing_to_learn(train)[e]:
+        return np.full((len(test), len(endpoint.score_classes)), np.nan)
     known = train[np.isfinite(targets.codes[train, e])]
     truth = targets.codes[known, e]
     if endpoint.kind == "regression" and model.regressor is not None:
-        if not len(known):
-            return np.zeros((len(test), 1))
         fitted = make_pipeline(model.prepare(), model.regressor(len(known))).fit(rows[known], truth)
         return np.asarray(fitted.predict(rows[test]), dtype=np.float64)[:, None]
     if endpoint.kind == "survival" and model.survival is not None and targets.events is not None:
@@ -90,11 +91,8 @@ def _endpoint_scores(
         return cox.predict(prepare.transform(rows[test]))[:, None]
     probabilities = np.zeros((len(test), len(endpoint.classes)))
     present = np.unique(truth).astype(int)
-    if len(present) == 1:
-        probabilities[:, present] = 1.0
-    elif len(present):
-        fitted = make_pipeline(model.prepare(), model.classifier(len(known))).fit(rows[known], truth.astype(int))
-        probabilities[:, present] = fitted.predict_proba(rows[test])
+    fitted = make_pipeline(model.prepare(), model.classifier(len(known))).fit(rows[known], truth.astype(int))
+    probabilities[:, present] = fitted.predict_proba(rows[test])
     return probabilities[:, [endpoint.classes.index(name) for name in endpoint.score_classes]]
 
 

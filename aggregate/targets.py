@@ -73,24 +73,43 @@ class Targets:
                 counts[:, e] &= self.events[rows, e] == 1
         return int(counts.sum())
 
-    def indicators(self) -> NDArray[np.bool_]:
-        """(B, C) what folds are stratified by; an unknown label is in none of the columns.
+    def indicators(self, bags: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """(n, C) what folds of these bags (of all) are stratified by; an unknown label is in none of the columns.
 
-        One column a class; four quarters of a quantity; event and censored of a survival time.
+        One column a class; four quarters of a quantity, cut where these bags and no others are; event and censored of a
+        survival time.
         """
+        rows = np.arange(len(self.codes)) if bags is None else np.asarray(bags, dtype=np.int64)
+        once = np.unique(rows)
         columns = []
         for e, endpoint in enumerate(self.endpoints):
-            codes = self.codes[:, e]
+            codes = self.codes[rows, e]
             known = np.isfinite(codes)
             if endpoint.is_classes:
                 columns += [codes == code for code in range(len(endpoint.classes))]
             elif endpoint.kind == "survival" and self.events is not None:
-                columns += [known & (self.events[:, e] == 1), known & (self.events[:, e] == 0)]
+                columns += [known & (self.events[rows, e] == 1), known & (self.events[rows, e] == 0)]
             else:
-                cuts = np.quantile(codes[known], _QUANTILES) if known.any() else np.zeros(len(_QUANTILES))
+                values = self.codes[once, e]
+                cuts = (
+                    np.quantile(values[np.isfinite(values)], _QUANTILES) if known.any() else np.zeros(len(_QUANTILES))
+                )
                 quarter = np.searchsorted(cuts, codes, side="left")
                 columns += [known & (quarter == q) for q in range(len(_QUANTILES) + 1)]
         return np.stack(columns, axis=1)
+
+    def nothing_to_learn(self, bags: NDArray[np.int64]) -> list[str]:
+        """For each endpoint why these bags cannot teach it, "" where they can; see the function of this name."""
+        events = [None if self.events is None else self.events[bags, e] for e in range(len(self.endpoints))]
+        return [nothing_to_learn(endpoint, self.codes[bags, e], events[e]) for e, endpoint in enumerate(self.endpoints)]
+
+    def where_learnt(self, scores: NDArray[np.float64], bags: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, S) scores of a model that these bags taught, nan for the endpoints that they could not teach."""
+        out = np.array(scores, dtype=np.float64)
+        for columns, why in zip(self.score_columns, self.nothing_to_learn(bags), strict=True):
+            if why:
+                out[:, columns] = np.nan
+        return out
 
     def class_weights(self, bags: NDArray[np.int64]) -> list[Tensor]:
         """Balanced weights from these bags: binary (1,) negatives over positives; else n / (classes x n_c).
@@ -111,6 +130,25 @@ class Targets:
                 weights.append(torch.as_tensor(counts.sum() / (len(counts) * present), dtype=torch.float32))
         return weights
 
+    def balanced_chances(self, bags: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n,) the chance of each of these bags in a balanced draw, summing to 1.
+
+        The draw takes an endpoint, then a class of it, then a bag of that class, each with equal chance; a quantity or
+        a survival time counts as one class. With one endpoint every class has the same expected share; with several, a
+        bag's chance is the mean of its chances under each. What has no known label among these bags is passed over.
+        """
+        chances = []
+        for e, endpoint in enumerate(self.endpoints):
+            codes = self.codes[bags, e]
+            known = np.isfinite(codes)
+            _, group, counts = np.unique(
+                codes[known] if endpoint.is_classes else 0 * codes[known], return_inverse=True, return_counts=True
+            )
+            if len(counts):
+                chances.append(np.zeros(len(codes)))
+                chances[-1][known] = 1 / (len(counts) * counts[group])
+        return np.mean(chances, axis=0) if chances else np.full(len(bags), 1 / len(bags))
+
     def scale(self, bags: NDArray[np.int64]) -> NDArray[np.float64]:
         """(E, 2) mean and standard deviation of each quantity over the known labels of these bags; else (0, 1)."""
         out = np.tile([0.0, 1.0], (len(self.endpoints), 1))
@@ -125,6 +163,22 @@ class Targets:
     def scaled(self, scale: NDArray[np.float64]) -> Targets:
         """The same targets with quantities as (value - mean) / standard deviation, which is what a model learns."""
         return replace(self, codes=(self.codes - scale[:, 0]) / scale[:, 1])
+
+
+def nothing_to_learn(endpoint: Endpoint, codes: NDArray[np.float64], events: NDArray[np.float64] | None = None) -> str:
+    """Why labels (n,), nan = unknown, teach nothing: one class or value, no event, or none known. Else ""."""
+    known = np.isfinite(codes)
+    count = int(known.sum())
+    if not count:
+        return "one class only: no label is known"
+    if endpoint.kind == "survival" and events is not None:
+        return "" if (events[known] == 1).any() else f"none of {count} survival times ends in an event"
+    values = np.unique(codes[known])
+    if len(values) > 1:
+        return ""
+    if endpoint.is_classes:
+        return f"one class only: all {count} known labels are {endpoint.classes[int(values[0])]!r}"
+    return f"one value only: all {count} known labels are {values[0]:g}"
 
 
 def loss_sum(

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from aggregate.aggregators import AGGREGATORS, check_aggregator
+from aggregate.aggregators import AGGREGATORS, build_aggregator, check_aggregator
 from aggregate.baselines import ACQUISITION, baselines_table
 from aggregate.cohort import Cohort
-from aggregate.crossval import Settings, builder, run_folds
+from aggregate.crossval import Settings, run_folds
 from aggregate.curves import curves_table
 from aggregate.fit import training_precision
 from aggregate.predictions import average_scans
@@ -57,6 +57,8 @@ def train(
     patience: int | None = None,
     dropout: float | None = None,
     standardise: bool | None = None,
+    class_weights: str | None = None,
+    sampling: str | None = None,
     preset: str | None = None,
     windows: Sequence[Window | str] | None = None,
     join_rule: JoinRule | None = None,
@@ -81,9 +83,10 @@ def train(
     baselines: `acquisition` and tables whose columns alone predict, in the same folds, beside the model.
 
     epochs, batch, lr, ...: in place of the preset's (`clear.presets`); giving epochs or batch switches its adaptation
-    to small cohorts off. precision: of training's matrix products, `auto`, float32 or bfloat16; scores are always
-    computed in float32. output: a new folder; `runs/<task>-<aggregator>-<bag file>` by default. Raises ClearErrors, all
-    of them before training but for a loss that diverges.
+    to small cohorts off. class_weights, sampling: `none` or `balanced`, one of the two at most. precision: of
+    training's matrix products, `auto`, float32 or bfloat16; scores are always computed in float32. output: a new
+    folder; `runs/<task>-<aggregator>-<bag file>` by default. Raises ClearErrors, all of them before training but for a
+    loss that diverges.
     """
     changes = {
         "epochs": epochs,
@@ -93,6 +96,8 @@ def train(
         "patience": patience,
         "dropout": dropout,
         "standardise": standardise,
+        "class_weights": class_weights,
+        "sampling": sampling,
     }
     chosen_task = read_task(task, labels, target)
     with_settings(preset or chosen_task.preset, changes)
@@ -129,13 +134,20 @@ def train(
         nested = question.protocol == "nested-cv"
         tried = tuple(candidates(question.grid, aggregator, question.preset)) if nested else ()
         settings = Settings(aggregator, question.preset, dict(options or {}), seed, place, exactness, tried)
+        ordered: list[str] = []
         for name in sorted({each.aggregator for each in tried or (settings,)}):
             _check_model(name, options, opened, question.cohort)
+            ordered += _order_remark(name, options, opened.dim, question.cohort)
+        sampled = any(each.preset.sampling == "balanced" for each in tried or (settings,))
+        if sampled and not any(endpoint.is_classes for endpoint in question.cohort.targets.endpoints):
+            raise InputError(
+                "--sampling balanced: evens out classes, and no endpoint of the task has any; leave it out"
+            )
         compared, noted = baselines_table(baselines, opened, question, seed=seed)
         with new_run_folder(path, overwrite) as folder:
             question.folds.write(folder / "folds.csv")
             record = record_of(opened, question)
-            record["remarks"] += noted
+            record["remarks"] += [*ordered, *noted]
             record |= {"aggregator": aggregator, "options": settings.options, "seed": seed}
             record |= {"device": place, "precision": exactness, "threads": torch.get_num_threads()}
             record["grid"] = {key: list(values) for key, values in question.grid.items()}
@@ -163,15 +175,23 @@ def train(
 
 def _check_model(name: str, options: Mapping[str, Any] | None, bags: Bags, cohort: Cohort) -> None:
     """Raises InputError where the aggregator cannot take these bags, before any is fitted."""
-    check_aggregator(name, options)
-    with torch.random.fork_rng(devices=[]):
-        builder(name, options)(bags.dim, cohort.targets.n_out, 0.0)
+    check_aggregator(name, options, dim=bags.dim)
     longest = max(sum(len(range(*part.indices(len(bags.features)))) for part in parts) for parts in cohort.parts)
     if AGGREGATORS[name].single_vector and longest > 1:
         raise InputError(
             f"--aggregator {name}: takes one vector a scan, and the bags of {bags.path} have up to {longest} "
             "instances; choose an aggregator of bags, such as abmil"
         )
+
+
+def _order_remark(name: str, options: Mapping[str, Any] | None, dim: int, cohort: Cohort) -> list[str]:
+    """A sentence where a model that looks at the order of slices gets several scans one after the other."""
+    pooled = max(len(ids) for ids in cohort.scan_ids) > 1
+    with torch.random.fork_rng(devices=[]):
+        ordered = build_aggregator(name, dim, cohort.targets.n_out, 0.0, options).ordered
+    if not (pooled and ordered):
+        return []
+    return [f"{name} looks at the order of slices; the scans of a patient are read one after the other, as if one"]
 
 
 def check_device(device: str) -> str:

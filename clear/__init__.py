@@ -27,11 +27,12 @@ _SURFACE = {
     "attach_labels": "clear.api",
     "compare": "clear.api",
     "crossval": "clear.api",
-    "demo": "clear.api",
+    "demo": "clear.demonstration",
     "extract": "clear.api",
     "find_scans": "clear.api",
     "inspect": "clear.api",
     "load_encoder": "clear.api",
+    "open_run": "clear.api",
     "predict": "clear.api",
     "probe": "clear.api",
     "read_volume": "clear.api",
@@ -51,6 +52,7 @@ __all__ = [
     "find_scans",
     "inspect",
     "load_encoder",
+    "open_run",
     "predict",
     "probe",
     "read_volume",
@@ -62,17 +64,18 @@ if TYPE_CHECKING:
         attach_labels,
         compare,
         crossval,
-        demo,
         extract,
         find_scans,
         inspect,
         load_encoder,
+        open_run,
         predict,
         probe,
         read_volume,
         train,
     )
     from clear.bags import Bags
+    from clear.demonstration import demo
     from clear.errors import ClearError
     from clear.volume import Volume
     from clear.windows import Window

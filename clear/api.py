@@ -5,7 +5,6 @@ Stages are imported where they are used, so that `import clear` costs nothing.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from extract import ExtractionResult
 
 DEFAULT_MODEL = "mambaout-lecl"
-DEMO_PATIENTS, DEMO_MATRIX, DEMO_SLICES = 150, 256, 14
-DEMO_AGGREGATORS = ("abmil", "mean")
 
 
 def find_scans(
@@ -229,6 +226,13 @@ def train(
     return run(bags, task=task, labels=labels, target=target, **settings)
 
 
+def open_run(path: Path | str) -> Run:
+    """The run in this folder. Raises InputError when it is not a finished one."""
+    from aggregate import Run as Opened
+
+    return Opened.open(path)
+
+
 def crossval(matrix: Path | str, **settings: Any) -> Matrix:
     """Run encoders x aggregators x tasks of a matrix file; see `aggregate.matrix.crossval`."""
     from aggregate.matrix import crossval as run
@@ -256,12 +260,14 @@ class Comparison:
 
     table: pl.DataFrame
     names: tuple[str, str]
+    remarks: tuple[str, ...] = ()
 
     def text(self) -> str:
         """What a terminal shows."""
         from aggregate.compare import comparison_text
 
-        return comparison_text(self.table, self.names)
+        lines = [comparison_text(self.table, self.names), *(f"note: {remark}" for remark in self.remarks)]
+        return "\n".join(lines)
 
 
 def compare(
@@ -277,103 +283,14 @@ def compare(
     common: compare on the scans that both scored. output: a CSV file for the table. Raises InputError when the runs did
     not score the same scans under the same labels.
     """
-    from aggregate import Run as Opened
     from aggregate.compare import compare_runs
     from aggregate.run import write_table
 
-    a, b = (each if isinstance(each, Opened) else Opened.open(each) for each in (run_a, run_b))
-    found = Comparison(compare_runs(a, b, common=common, seed=seed), (str(a.path), str(b.path)))
+    a, b = (open_run(each) if isinstance(each, Path | str) else each for each in (run_a, run_b))
+    keys = ["repeat", "fold", "split", "scan_id"]
+    other_folds = not a.folds.select(keys).sort(keys).equals(b.folds.select(keys).sort(keys))
+    remarks = ("the runs have other folds, so the split is part of the difference",) if other_folds else ()
+    found = Comparison(compare_runs(a, b, common=common, seed=seed), (str(a.path), str(b.path)), remarks)
     if output is not None:
         write_table(Path(output), found.table)
     return found
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What the demonstration made: runs by finding, then by aggregator, all from one bag file."""
-
-    folder: Path
-    runs: dict[str, dict[str, Run]]
-
-    def table(self) -> str:
-        """A line a finding: pooled AUROC with its interval of attention and of mean pooling; then what to know."""
-        rows = [f"{'finding':<16}{'attention (ABMIL)':<26}mean pooling"]
-        for finding, runs in self.runs.items():
-            rows.append(f"{finding:<16}" + "".join(f"{_pooled_auroc(runs[name]):<26}" for name in DEMO_AGGREGATORS))
-        first = next(iter(self.runs.values()))[DEMO_AGGREGATORS[0]]
-        return "\n".join(
-            [
-                *(row.rstrip() for row in rows),
-                "AUROC of 5-fold cross-validation by patient, out-of-fold scores pooled; 95 % intervals over patients,",
-                "conditional on the fitted models. The patients are synthetic: this shows that the software works.",
-                f"encoder: {first.settings['bags']['encoder']}, {first.settings['bags']['trained_on']}",
-                f"everything is in {self.folder}/",
-            ]
-        )
-
-
-def demo(
-    folder: Path | str = "demo",
-    *,
-    patients: int = DEMO_PATIENTS,
-    seed: int = 0,
-    matrix: int = DEMO_MATRIX,
-    slices: int = DEMO_SLICES,
-    device: str = "auto",
-    report: Callable[[str], None] | None = None,
-) -> Demo:
-    """Draw the embedded cohort, extract it once, and ask the bag file one question a finding.
-
-    Each finding is cross-validated with attention and with mean pooling. The synthetic patients and their DICOM series
-    are those of `clear.phantoms`; `folder` then holds `cohort/`, `feats.h5` and `runs/`. What an earlier call with the
-    same numbers finished is not done again. report: told each step in a line.
-    Raises InputError when `folder` holds a cohort of other numbers.
-    """
-    from aggregate import Run
-    from clear.phantoms import DICOM_FOLDER, LABELS_TABLE, write_cohort
-    from clear.tasks import load_task
-
-    say = report or (lambda _: None)
-    place = Path(folder)
-    cohort, bags, note = place / "cohort", place / "feats.h5", place / "cohort.txt"
-    numbers = f"{patients} patients, seed {seed}, {matrix} x {matrix} pixels, {slices} slices\n"
-    if cohort.exists() and (not note.exists() or note.read_text(encoding="utf-8") != numbers):
-        raise InputError(f"{place} holds another cohort than {numbers.strip()}; name another folder, or remove it")
-    if not cohort.exists():
-        say(f"drawing {numbers.strip()} as DICOM into {cohort}")
-        aside = place / ".cohort"
-        shutil.rmtree(aside, ignore_errors=True)
-        write_cohort(aside, patients=patients, seed=seed, matrix=matrix, slices=slices)
-        note.write_text(numbers, encoding="utf-8")
-        aside.rename(cohort)
-    say(f"extracting {cohort / DICOM_FOLDER} into {bags}")
-    result = extract(cohort / DICOM_FOLDER, bags, task="demo", select="soft-kernel", device=device)
-    say(result.summary())
-    task = load_task("demo")
-    runs: dict[str, dict[str, Run]] = {}
-    for endpoint in task.endpoints:
-        runs[endpoint.name] = {}
-        question = replace(task, name=f"demo-{endpoint.name}", endpoints=(endpoint,))
-        for aggregator in DEMO_AGGREGATORS:
-            output = place / "runs" / f"{endpoint.name}-{aggregator}"
-            if not output.exists():
-                say(f"training {aggregator} for {endpoint.name} into {output}")
-                train(
-                    bags,
-                    task=question,
-                    labels=cohort / LABELS_TABLE,
-                    aggregator=aggregator,
-                    output=output,
-                    device=device,
-                )
-            runs[endpoint.name][aggregator] = Run.open(output)
-    return Demo(place, runs)
-
-
-def _pooled_auroc(run: Run) -> str:
-    import polars as pl
-
-    row = run.metrics.filter((pl.col("metric") == "auroc") & (pl.col("estimator") == "pooled")).row(0, named=True)
-    if row["estimate"] is None:
-        return "not defined"
-    return f"{row['estimate']:.3f} ({row['ci_low']:.3f}..{row['ci_high']:.3f})"

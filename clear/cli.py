@@ -7,7 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from clear import __version__, cli_training
+from clear import __version__, cli_tasks, cli_training
+from clear.cli_options import Device
 
 app = typer.Typer(
     name="clear",
@@ -44,8 +45,6 @@ Modality = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="CT or MR, for formats that do not say it (NIfTI and the like)."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace the output.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -143,10 +142,10 @@ def demo(
     seed: Annotated[int, typer.Option(help="Another seed is another cohort.")] = 0,
 ) -> None:
     """Draw the embedded synthetic cohort as DICOM, extract, train, and print the results."""
-    from clear.api import DEMO_PATIENTS
-    from clear.api import demo as run
+    from clear.demonstration import PATIENTS
+    from clear.demonstration import demo as run
 
-    print(run(folder, patients=patients or DEMO_PATIENTS, seed=seed, report=print).table())
+    print(run(folder, patients=patients or PATIENTS, seed=seed, report=print).table())
 
 
 @bags_app.command("info")
@@ -226,9 +225,10 @@ def models_convert(
     ] = None,
 ) -> None:
     """Make an encoder card of a checkpoint (MoCo, LeCL, DINO, official, open_clip or Hugging Face files)."""
-    from clear.models import convert, parse_changes
+    from clear.arguments import named_values
+    from clear.models import convert
 
-    changes = parse_changes(set_ or [])
+    changes = named_values(set_ or [], "--set")
     made = convert(checkpoint, card, arch=arch, branch=branch, name=name, trained_on=trained_on, changes=changes)
     print(
         f"{card / 'card.json'}: {made.name}, {made.architecture}, {made.dim} values, {made.pooling.replace('_', ' ')}"
@@ -251,6 +251,7 @@ def models_verify(
 
 
 cli_training.register(app)
+cli_tasks.register(app)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""The command line from bags to answers: train, crossval, probe, predict, compare, labels, tasks. No logic here."""
+"""The command line from bags to answers: train, crossval, probe, predict, compare. No logic here."""
 
 from __future__ import annotations
 
@@ -7,59 +7,34 @@ from typing import Annotated, Optional
 
 import typer
 
-# typer reads Optional[...] on every Python; each noqa below says so to the linter
-Bags = Annotated[Path, typer.Argument(help="A bag file that `clear extract` wrote.")]
-Task = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="A built-in task, such as rad-chestct (`clear tasks list`), or a task file (.yaml)."),
-]
-LabelTable = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="Table of labels (CSV, TSV, Excel, Parquet), or the folder of a data set."),
-]
-Target = Annotated[Optional[list[str]], typer.Option(help="Column to predict; repeatable.")]  # noqa: UP045
-Patients = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="Table of scan_id and patient_id, when the bags hold no patients."),
-]
-PatientPattern = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Regular expression whose first group in scan_id is the patient."),
-]
-Join = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="When a label fits several scans: all, first, earliest or pool."),
-]
-IdColumn = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="The label table's column that holds ids, when it is not called scan_id or patient_id."),
-]
-Window = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--window", "-w", help="Of the file's windows those to use; the task's by default; repeatable."),
-]
-Folds = Annotated[Optional[int], typer.Option(help="Number of folds, grouped by patient.")]  # noqa: UP045
-FoldsFile = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="Folds to use: folds.csv of a run, a table of fold, STAMP's or nnU-Net's JSON."),
-]
-Several = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Several scans of a patient: pool (one bag) or average (their scores)."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Seed = Annotated[int, typer.Option(help="Everything random follows from it.")]
-Out = Annotated[Optional[Path], typer.Option(help="The folder to write.")]  # noqa: UP045
-Overwrite = Annotated[bool, typer.Option(help="Replace the output.")]
-
-tasks_app = typer.Typer(help="What can be asked: built-in tasks, and files of your own.", no_args_is_help=True)
+from clear.cli_options import (
+    Bags,
+    Device,
+    Folds,
+    FoldsFile,
+    Group,
+    IdColumn,
+    Join,
+    LabelTable,
+    Out,
+    Overwrite,
+    PatientPattern,
+    Patients,
+    Protocol,
+    Repeats,
+    Seed,
+    Several,
+    Split,
+    Target,
+    Task,
+    Window,
+)
 
 
 def register(app: typer.Typer) -> None:
     """Adds these commands to the command line."""
-    for command in (train, crossval, probe, predict, compare, labels):
+    for command in (train, crossval, probe, predict, compare):
         app.command()(command)
-    app.add_typer(tasks_app, name="tasks")
 
 
 def train(
@@ -78,22 +53,13 @@ def train(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="NAME=VALUE of the aggregator, as in positions=rotary; repeatable."),
     ] = None,
-    protocol: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="cv, cv-test (a fixed test set) or nested-cv (settings chosen inside)."),
-    ] = None,
+    protocol: Protocol = None,
     grid: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Of nested-cv: NAME=VALUE,VALUE, as in lr=1e-4,1e-3; repeatable."),
     ] = None,
-    group: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Hold out one value of this column at a time, such as site."),
-    ] = None,
-    split: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Column that says train, val or test, for cv-test."),
-    ] = None,
+    group: Group = None,
+    split: Split = None,
     several: Several = None,
     baseline: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -103,11 +69,19 @@ def train(
     window: Window = None,
     folds: Folds = None,
     folds_file: FoldsFile = None,
-    repeats: Annotated[int, typer.Option(help="Cross-validations with other folds.")] = 1,
+    repeats: Repeats = 1,
     seed: Seed = 0,
     epochs: Annotated[Optional[int], typer.Option(help="At most this many epochs.")] = None,  # noqa: UP045
     batch: Annotated[Optional[int], typer.Option(help="Bags in a step.")] = None,  # noqa: UP045
     lr: Annotated[Optional[float], typer.Option(help="AdamW's.")] = None,  # noqa: UP045
+    class_weights: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="none, or balanced: rare classes weigh more in the loss; the preset's by default."),
+    ] = None,
+    sampling: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="none, or balanced: rare classes are drawn more often; not with class weights."),
+    ] = None,
     out: Out = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="Of training: auto, float32 or bfloat16.")] = "auto",
@@ -143,6 +117,8 @@ def train(
         epochs=epochs,
         batch=batch,
         lr=lr,
+        class_weights=class_weights,
+        sampling=sampling,
         output=out,
         device=device,
         precision=precision,
@@ -150,6 +126,7 @@ def train(
         **extra,
     )
     print(result.table())
+    print(f"the run is in {result.path}/")
 
 
 def crossval(
@@ -173,9 +150,14 @@ def probe(
     patient_pattern: PatientPattern = None,
     join: Join = None,
     id_column: IdColumn = None,
+    protocol: Protocol = None,
+    group: Group = None,
+    split: Split = None,
+    several: Several = None,
     window: Window = None,
     folds: Folds = None,
     folds_file: FoldsFile = None,
+    repeats: Repeats = 1,
     seed: Seed = 0,
     out: Annotated[Optional[Path], typer.Option(help="A CSV file for the metrics.")] = None,  # noqa: UP045
 ) -> None:
@@ -191,9 +173,14 @@ def probe(
         patient_pattern=patient_pattern,
         join_rule=join,
         id_column=id_column,
+        protocol=protocol,
+        group=group,
+        split=split,
+        several=several,
         windows=window,
         folds=folds,
         folds_file=folds_file,
+        repeats=repeats,
         seed=seed,
         output=out,
     )
@@ -244,60 +231,3 @@ def compare(
 
     result = run(run_a, run_b, common=common, seed=seed, output=out)
     print(result.text())
-
-
-def labels(
-    bags: Bags,
-    task: Annotated[str, typer.Option(help="The task whose labels these are (`clear tasks list`), or a task file.")],
-    table: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--labels", help="Table of labels, or the folder of a data set as downloaded."),
-    ] = None,
-    folder: Annotated[Optional[Path], typer.Option(help="The folder of scans in which to look for them.")] = None,  # noqa: UP045
-    patients: Patients = None,
-    patient_pattern: PatientPattern = None,
-    join: Join = None,
-    id_column: IdColumn = None,
-) -> None:
-    """Attach the labels of a task to a bag file, or replace them: `clear train --task` then needs nothing else."""
-    from clear.api import attach_labels
-
-    attached = attach_labels(
-        bags,
-        task,
-        table,
-        folder=folder,
-        rule=join,
-        id_column=id_column,
-        patients=patients,
-        patient_pattern=patient_pattern,
-    )
-    print(attached.summary())
-
-
-@tasks_app.command("list")
-def tasks_list() -> None:
-    """The built-in tasks, a line each."""
-    from clear.tasks import tasks_table
-
-    print(tasks_table())
-
-
-@tasks_app.command("show")
-def tasks_show(name: Annotated[str, typer.Argument(help="A task's name, or a task file.")]) -> None:
-    """What a task asks, of which files, how it is judged, and what is uncertain about it."""
-    from clear.tasks import describe
-
-    for key, value in describe(name).items():
-        if value:
-            print(f"{key:<14}{value}")
-
-
-@tasks_app.command("init")
-def tasks_init(
-    file: Annotated[Path, typer.Argument(help="The task file to write, such as my-task.yaml.")],
-) -> None:
-    """Write a commented task file to fill in."""
-    from clear.api import init_task
-
-    print(f"{init_task(file)}: fill it in, then: clear train --task {file} feats.h5")

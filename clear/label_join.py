@@ -7,7 +7,6 @@ table, or from a pattern over the scan ids.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ import polars as pl
 from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.label_keys import matching_key, without_endings
-from clear.labels import Labels, find_id_column, known_ids
-from clear.tables import need_column, read_table, some
+from clear.labels import Labels
+from clear.patients import patients_of_scans
+from clear.tables import some
 from clear.tasks import JOIN_RULES, JoinRule
 
 
@@ -180,19 +180,11 @@ def _patients(
     table: Path | str | None,
     pattern: str | None,
 ) -> pl.Series:
-    """The patient of each joined scan; a table given for it first, then headers, label table, pattern."""
-    from_scan = dict(zip(scans["scan_id"], scans["patient_id"], strict=True))
-    from_label = dict(zip(joined["scan_id"], joined["patient_id"], strict=True))
-    if labels.key == "patient_id":
-        from_label = dict(zip(joined["scan_id"], joined["id"], strict=True))
-    from_table = _patient_table(scans, table) if table is not None else {}
-    found: list[str | None] = []
-    for scan_id in joined["scan_id"].to_list():
-        patient = from_table.get(scan_id) or from_scan.get(scan_id) or from_label.get(scan_id)
-        if not patient and pattern is not None:
-            patient = _patient_of(scan_id, pattern)
-        found.append(patient or None)
-    _no_patient_half_renamed(joined, from_scan, from_table)
+    """The patient of each joined scan, see `clear.patients.patients_of_scans`; each must have one."""
+    named = "id" if labels.key == "patient_id" else "patient_id"
+    from_label = dict(zip(joined["scan_id"], joined[named], strict=True))
+    owner = patients_of_scans(scans, table, pattern, from_label)
+    found = [owner[scan_id] for scan_id in joined["scan_id"]]
     without = [scan_id for scan_id, patient in zip(joined["scan_id"], found, strict=True) if patient is None]
     if without:
         raise InputError(
@@ -211,56 +203,6 @@ def _patients(
             "Settle it with --patients TABLE"
         )
     return chosen
-
-
-def _no_patient_half_renamed(
-    joined: pl.DataFrame, from_scan: dict[str, str | None], from_table: dict[str, str]
-) -> None:
-    """A patient of the headers of whom the table names only some scans would be two, and could cross folds."""
-    if not from_table:
-        return
-    renamed = {from_scan[scan] for scan in joined["scan_id"] if scan in from_table} - {None}
-    left = [scan for scan in joined["scan_id"] if scan not in from_table and from_scan[scan] in renamed]
-    if left:
-        raise InputError(
-            f"--patients: names some scans of patient {from_scan[left[0]]!r} and not others, first {some(left, 3)} "
-            f"({len(left)} in all); one patient could end up in two folds. Name every scan of a patient in the table"
-        )
-
-
-def _patient_table(scans: pl.DataFrame, path: Path | str) -> dict[str, str]:
-    table = read_table(path)
-    need_column(table, "patient_id", path)
-    column, key = find_id_column(table, path)
-    if key == "patient_id":
-        raise InputError(f"{path}: expected an id column (scan_id, series_uid or study_uid) beside patient_id")
-    ids, patients = known_ids(table[column]), known_ids(table["patient_id"])
-    pairs = pl.DataFrame({"id": ids, "patient_id": patients}).drop_nulls().unique()
-    doubled = pairs.filter(pl.col("id").is_duplicated())
-    if doubled.height:
-        raise InputError(f"{path}: {key} {doubled['id'][0]!r} belongs to two patients; expected one")
-    patient_of = dict(pairs.iter_rows())
-    found = {
-        scan_id: patient_of[value]
-        for scan_id, value in zip(scans["scan_id"], scans[key], strict=True)
-        if value in patient_of
-    }
-    if not found:
-        raise InputError(
-            f"{path}: none of its {pairs.height} {key}s is in the bag file ({some(pairs['id'].to_list(), 3)})"
-        )
-    return found
-
-
-def _patient_of(scan_id: str, pattern: str) -> str | None:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"--patient-pattern {pattern}: not a regular expression ({error})") from error
-    if compiled.groups < 1:
-        raise InputError(f"--patient-pattern {pattern}: expected a group in brackets, such as '^([^_/]+)'")
-    match = compiled.search(scan_id)
-    return match.group(1) if match else None
 
 
 def _no_scan_twice(known: pl.DataFrame, scans: pl.DataFrame) -> None:

@@ -56,6 +56,12 @@ def reader_of(module: ModuleType) -> Reader:
     return read
 
 
+def is_source(task: Task, column: str) -> bool:
+    """Whether a column of a data set's own tables is what a label of the task is made of, or follows from it."""
+    rule = getattr(DATASETS.get(task.labels), "is_source", None)
+    return rule is not None and any(rule(column, endpoint.source_column) for endpoint in task.endpoints)
+
+
 def user_table(path: Path, task: Task, id_column: str | None = None) -> Labels:
     """One table of the user's own; its column of ids is the one given, else the task's."""
     return labels_from_table(path, task, id_column or task.id_column or None)

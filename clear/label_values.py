@@ -57,7 +57,7 @@ def parse_endpoint(endpoint: Endpoint, column: pl.Series, source: str) -> tuple[
         if strange:
             raise InputError(
                 f"{where} holds {some(strange, 3)}; expected {some(endpoint.classes, 20)}"
-                + (", 0/1, true/false or yes/no" if endpoint.kind == "binary" else "")
+                + (", 0/1, true/false or yes/no" if _takes_yes_and_no(endpoint) else "")
             )
     elif yes_or_no:
         negative = next((word for word in known if word.lower() in _FALSE), None)
@@ -195,12 +195,28 @@ def _no_two_cases(known: Sequence[str], endpoint: Endpoint, where: str) -> None:
 
 
 def _code(word: str, endpoint: Endpoint) -> int | None:
-    """The class that a cell of a declared endpoint names; yes and no will do for a binary one."""
+    """The class that a cell of a declared endpoint names, numbers in any spelling; else what yes or no means there."""
     if word in endpoint.classes:
         return endpoint.classes.index(word)
-    if endpoint.kind == "binary" and word.lower() in _TRUE | _FALSE:
+    number = _number(word)
+    if number is not None:
+        for code, name in enumerate(endpoint.classes):
+            if _number(name) == number:
+                return code
+    if _takes_yes_and_no(endpoint) and word.lower() in _TRUE | _FALSE:
         return int(word.lower() in _TRUE)
     return None
+
+
+def _takes_yes_and_no(endpoint: Endpoint) -> bool:
+    """Whether 1, yes and the like can mean the positive class: no class is called so, or each is called what it is.
+
+    Of classes 1 and 2, or 1 and 0, a `1` is the negative one.
+    """
+    if endpoint.kind != "binary":
+        return False
+    negative, positive = (name.lower() for name in endpoint.classes)
+    return not {negative, positive} & (_TRUE | _FALSE) or (negative in _FALSE and positive in _TRUE)
 
 
 def _one_class(where: str, value: str, count: int) -> NoReturn:

@@ -5,22 +5,22 @@ study_uid, patient_id that the table has (also as `PatientID`, `Study Instance U
 (empty, NA, nan, unknown, ...) is masked, never a zero, and counted.
 
 Joined labels may live beside the bag file, `feats.labels/<task>.parquet`: scan_id, patient_id where the bag file does
-not know it, `split` where there is an official one, and one column an endpoint (0 or 1 when binary, the class name when
-multi-class or ordinal, the value, or the time with a column `<endpoint>.event` beside it; null = masked).
+not know it, `split` where there is an official one, and one column an endpoint: the class name, of an Enum of all
+classes in code order, or the value, or the time with a column `<endpoint>.event` beside it; null = masked.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from clear.atomic import output_errors, write_aside
-from clear.endpoints import Endpoint
+from clear.endpoints import Endpoint, Kind
 from clear.errors import InputError
 from clear.label_values import UNKNOWN as UNKNOWN
 from clear.label_values import is_unknown, parse_endpoint, parse_survival
@@ -78,7 +78,7 @@ def labels_from_frame(
     """
     if id_column is not None:
         need_column(table, id_column, source)
-        column, key = id_column, key or _id_name(id_column) or "any"
+        column, key = id_column, key or id_of(id_column) or "any"
     else:
         column, key = find_id_column(table, source)
     settled: list[Endpoint] = []
@@ -89,7 +89,7 @@ def labels_from_frame(
         settled.append(one)
         codes += columns
         remarks += noted
-    patient = next((name for name in table.columns if _id_name(name) == "patient_id"), None)
+    patient = next((name for name in table.columns if id_of(name) == "patient_id"), None)
     frame = pl.DataFrame(
         [
             known_ids(table[column]).alias("id"),
@@ -114,7 +114,7 @@ def find_id_column(table: pl.DataFrame, source: Path | str) -> tuple[str, str]:
     """(column, which id of a scan it is); the first of ID_COLUMNS that the table has. Raises InputError for none."""
     for key in ID_COLUMNS:
         for name in table.columns:
-            if _id_name(name) == key:
+            if id_of(name) == key:
                 return name, key
     raise InputError(
         f"{source}: no id column; expected one of {', '.join(ID_COLUMNS)}, or the name of yours with --id-column. "
@@ -122,7 +122,12 @@ def find_id_column(table: pl.DataFrame, source: Path | str) -> tuple[str, str]:
     )
 
 
-def _id_name(column: str) -> str | None:
+def id_of(column: str) -> str | None:
+    """Which of ID_COLUMNS a column is by its name, None for no id.
+
+    >>> id_of("Patient ID"), id_of("StudyInstanceUID"), id_of("age")
+    ('patient_id', 'study_uid', None)
+    """
     plain = re.sub(r"[^a-z]", "", column.lower())
     return next((key for key, names in _ALIASES.items() if plain in names), None)
 
@@ -190,11 +195,8 @@ def write_labels(bags: Path | str, task: str, frame: pl.DataFrame, endpoints: Se
         if not endpoint.is_classes:
             columns += [frame[name] for name in endpoint.label_columns]
             continue
-        codes = frame[endpoint.name].cast(pl.Int8 if len(endpoint.classes) < 128 else pl.Int64)
-        if endpoint.kind != "binary":
-            names: Mapping[int, str] = dict(enumerate(endpoint.classes))
-            codes = pl.Series(endpoint.name, [None if code is None else names[code] for code in codes], dtype=pl.String)
-        columns.append(codes.alias(endpoint.name))
+        names = [None if code is None else endpoint.classes[code] for code in frame[endpoint.name]]
+        columns.append(pl.Series(endpoint.name, names, dtype=pl.Enum(endpoint.classes)))
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
@@ -211,12 +213,22 @@ def read_saved_labels(bags: Path | str, task: Task) -> Labels:
             f"no labels for {task.name}: {path} does not exist. Give them with --labels "
             + ("TABLE" if task.labels == "table" else "FOLDER, the label files as downloaded")
         )
-    table = read_table(path)
-    by_name = replace(
-        task,
-        endpoints=tuple(
-            replace(endpoint, column="", event=endpoint.label_columns[-1] if endpoint.event else "")
-            for endpoint in task.endpoints
-        ),
-    )
-    return labels_from_frame(table, by_name, str(path))
+    table, types = read_table(path), pl.read_parquet_schema(path)
+    endpoints = tuple(_settled(endpoint, types.get(endpoint.name)) for endpoint in task.endpoints)
+    for endpoint in endpoints:
+        if endpoint.kind == "binary" and endpoint.name in types and types[endpoint.name].is_integer():
+            code_of = {str(code): name for code, name in enumerate(endpoint.classes)}  # codes, as they once were saved
+            table = table.with_columns(pl.col(endpoint.name).replace(code_of))
+    return labels_from_frame(table, replace(task, endpoints=endpoints), str(path))
+
+
+def _settled(endpoint: Endpoint, saved: pl.DataType | None) -> Endpoint:
+    """The endpoint under its own name, with the kind and classes that it had when its column was saved."""
+    one = replace(endpoint, column="", event=endpoint.label_columns[-1] if endpoint.event else "")
+    if isinstance(saved, pl.Enum) and not one.classes:
+        classes = tuple(saved.categories)
+        kind: Kind = "ordinal" if one.kind == "ordinal" else "binary" if len(classes) == 2 else "multiclass"
+        return replace(one, kind=kind, classes=classes)
+    if one.kind == "auto" and saved is not None and saved.is_float():
+        return replace(one, kind="regression")
+    return one

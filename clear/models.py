@@ -6,8 +6,7 @@ as its authors publish it; `verify` loads an encoder and compares it with what i
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -218,24 +217,6 @@ def with_changes(card: EncoderCard, changes: Mapping[str, Any]) -> EncoderCard:
     if inner:
         own["settings"] = {**card.settings, **inner}
     return replace(card, **own)
-
-
-def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
-    """FIELD=VALUE texts as `with_changes` takes them; values are JSON where they parse as it, else text.
-
-    >>> parse_changes(["input_size=256", "pooling=patch_mean", "mean=[0.5, 0.5, 0.5]"])
-    {'input_size': 256, 'pooling': 'patch_mean', 'mean': [0.5, 0.5, 0.5]}
-    """
-    changes: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set {text}: expected FIELD=VALUE, as in input_size=256")
-        try:
-            changes[key] = json.loads(value)
-        except ValueError:
-            changes[key] = value
-    return changes
 
 
 @dataclass(frozen=True)

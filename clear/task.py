@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from clear.endpoints import Endpoint
 from clear.errors import InputError
-from clear.presets import PRESETS, Preset
+from clear.presets import GRID_NAMES, PRESETS
 from clear.windows import Window
+from clear.yaml_file import shown
 
 JoinRule = Literal["all", "first", "earliest", "pool"]
 Protocol = Literal["cv", "cv-test", "nested-cv"]
@@ -81,17 +82,19 @@ class Task:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise InputError("task: its name is empty; expected a word that names its labels and runs")
         self._check_endpoints()
         self._choice("preset", self.preset, tuple(PRESETS))
         self._choice("join", self.join, (None, *JOIN_RULES))
         self._choice("protocol", self.protocol, PROTOCOLS)
         self._choice("several", self.several, (None, *get_args(Several)))
         if isinstance(self.folds, bool) or not isinstance(self.folds, int) or self.folds < 2:
-            raise InputError(f"task {self.name}: folds is {self.folds}; expected a whole number, 2 or more")
-        if self.join == "pool" and self.several == "average":
+            raise InputError(f"task {self.name}: folds is {shown(self.folds)}; expected a whole number, 2 or more")
+        if _contradict(self.join, self.several):
             raise InputError(
-                f"task {self.name}: several is 'average' but join is 'pool', which makes one bag a patient; "
-                "leave one of them out"
+                f"task {self.name}: several is {self.several!r} but join is {self.join!r}; `pool` makes one bag a "
+                "patient, so it goes with nothing else. Leave one of them out"
             )
         if "pool" in (self.join, self.several):  # two words for one decision
             object.__setattr__(self, "join", self.join or "pool")
@@ -118,8 +121,12 @@ class Task:
 
     def _check_endpoints(self) -> None:
         names = [endpoint.name for endpoint in self.endpoints]
+        if not all(name.strip() for name in names):
+            raise InputError(f"task {self.name}: endpoints: the name of one is empty; expected a column's name")
         if not names or len(set(names)) != len(names):
-            raise InputError(f"task {self.name}: endpoints: expected endpoints with different names; found {names}")
+            raise InputError(
+                f"task {self.name}: endpoints: expected endpoints with different names; found {shown(names)}"
+            )
         taken = [name for name in names if name in RESERVED]
         if taken:
             raise InputError(
@@ -130,16 +137,15 @@ class Task:
     def _choice(self, name: str, found: Any, expected: tuple[Any, ...]) -> None:
         if found not in expected:
             listed = ", ".join("none" if each is None else str(each) for each in expected)
-            raise InputError(f"task {self.name}: {name} is {found!r}; expected one of {listed}")
+            raise InputError(f"task {self.name}: {name} is {shown(found)}; expected one of {listed}")
 
     def _check_grid(self) -> None:
         if self.grid and self.protocol != "nested-cv":
             raise InputError(f"task {self.name}: grid: only nested-cv tries values; the protocol is {self.protocol}")
-        tried = {"aggregator", *(each.name for each in fields(Preset) if each.name != "name")}
         for name, values in self.grid.items():
-            self._choice("grid", name, tuple(sorted(tried)))
+            self._choice("grid", name, GRID_NAMES)
             if not isinstance(values, tuple) or not values or len(set(values)) != len(values):
-                raise InputError(f"task {self.name}: grid.{name} is {values!r}; expected different values to try")
+                raise InputError(f"task {self.name}: grid.{name} is {shown(values)}; expected different values to try")
             if name != "aggregator":
                 for value in values:
                     PRESETS[self.preset].with_changes(**{name: value})
@@ -150,9 +156,39 @@ class Task:
         try:
             groups = re.compile(self.ids).groupindex
         except re.error as error:
-            raise InputError(f"task {self.name}: ids is {self.ids!r}: not a regular expression ({error})") from error
+            raise InputError(
+                f"task {self.name}: ids is {shown(self.ids)}: not a regular expression ({error})"
+            ) from error
         if not groups or not set(groups) <= set(ID_GROUPS):
             raise InputError(
-                f"task {self.name}: ids is {self.ids!r}; expected named groups (?P<patient_id>...) out of "
+                f"task {self.name}: ids is {shown(self.ids)}; expected named groups (?P<patient_id>...) out of "
                 f"{', '.join(ID_GROUPS)}; found {sorted(groups) or 'none'}"
             )
+
+
+def rule_of_scans(
+    task: Task, join: JoinRule | None = None, several: str | None = None
+) -> tuple[JoinRule | None, Several | None]:
+    """(join rule, several) that hold: what is given here, else the task's; `average` alone means join `all`.
+
+    Raises InputError for a word that is none, and for two that contradict each other.
+    """
+    if several is not None and several not in get_args(Several):
+        raise InputError(
+            f"--several {several}: expected pool (one bag a patient) or average (of the scans' predictions)"
+        )
+    if join is None and several is None:
+        join, several = task.join, task.several
+    if _contradict(join, several):
+        raise InputError(
+            f"--join {join} and --several {several} exclude each other: pool makes one bag a patient; leave one out"
+        )
+    rule = join or _RULE_OF_SEVERAL[several]
+    return rule, "pool" if rule == "pool" else cast("Several | None", several)
+
+
+def _contradict(join: str | None, several: str | None) -> bool:
+    return join is not None and several is not None and (join == "pool") != (several == "pool")
+
+
+_RULE_OF_SEVERAL: Mapping[str | None, JoinRule | None] = {None: None, "pool": "pool", "average": "all"}

@@ -1,6 +1,6 @@
 """Task files: a task of one's own as YAML, with the fields of `clear.task.Task`, checked field by field.
 
-Only plain YAML is read (`yaml.safe_load`): a file can make text, numbers, lists and mappings, nothing else.
+Only plain YAML is read (`clear.yaml_file`): a file can make text, numbers, lists and mappings, nothing else.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from clear.presets import Preset
 from clear.tables import some
 from clear.task import Task
 from clear.windows import Window, parse_window
+from clear.yaml_file import read_yaml, shown
 
-MOST_BYTES = 2**20
 _TEXTS = (
     *("name", "description", "labels", "table", "id_column", "join", "several", "protocol", "preset"),
     *("modality", "select", "ids", "patients", "citation"),
@@ -36,7 +36,9 @@ def read_task_file(path: Path | str) -> Task:
     the task cannot have.
     """
     path = Path(path)
-    data = _mapping(path)
+    if not path.is_file():
+        raise InputError(f"{path}: does not exist; expected a task file. `clear tasks init` writes a template")
+    data = read_yaml(path, "a task file")
     for name in data:
         _known(name, _FIELDS, str(path))
     if "endpoints" not in data:
@@ -79,44 +81,24 @@ def init_text() -> str:
     return _TEMPLATE
 
 
-def _mapping(path: Path) -> Mapping[str, Any]:
-    import yaml  # type: ignore[import-untyped]  # no stubs among the dependencies
-
-    if not path.is_file():
-        raise InputError(f"{path}: does not exist; expected a task file. `clear tasks init` writes a template")
-    if path.stat().st_size > MOST_BYTES:
-        raise InputError(f"{path}: larger than {MOST_BYTES >> 20} MiB; expected a task file of a few lines")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text; expected a task file") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        raise InputError(f"{path}: is not YAML{where}; expected lines such as `name: my-task`") from None
-    if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
-        raise InputError(f"{path}: expected fields with names, such as `name: my-task`; found {type(data).__name__}")
-    return data
-
-
 def _known(name: str, expected: Iterable[str], where: str) -> None:
     if name not in (names := list(expected)):
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{where}: no field {name!r}{hint} The fields are {', '.join(names)}")
+        raise InputError(f"{where}: no field {shown(name)}{hint} The fields are {', '.join(names)}")
 
 
 def _text(value: Any, where: str) -> str:
     """Text, or a number as text: `classes: [0, 1]` means the words in the table."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         quoted = " (write yes, no, on and off in quotation marks)" if isinstance(value, bool) else ""
-        raise InputError(f"{where} is {value!r}; expected text{quoted}")
+        raise InputError(f"{where} is {shown(value)}; expected text{quoted}")
     return str(value)
 
 
 def _list(value: Any, path: Path, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise InputError(f"{path}: {name} is {value!r}; expected a list")
+        raise InputError(f"{path}: {name} is {shown(value)}; expected a list")
     return value
 
 
@@ -125,7 +107,7 @@ def _endpoint(value: Any, where: str) -> Endpoint:
     if isinstance(value, str):
         return Endpoint(value)
     if not isinstance(value, dict) or "name" not in value:
-        raise InputError(f"{where} is {value!r}; expected a column's name, or a mapping with at least `name`")
+        raise InputError(f"{where} is {shown(value)}; expected a column's name, or a mapping with at least `name`")
     for name in value:
         _known(str(name), _ENDPOINT_FIELDS, where)
     words = {
@@ -135,7 +117,7 @@ def _endpoint(value: Any, where: str) -> Endpoint:
     }
     classes = value.get("classes") or []
     if not isinstance(classes, list):
-        raise InputError(f"{where}.classes is {classes!r}; expected a list, the negative class first")
+        raise InputError(f"{where}.classes is {shown(classes)}; expected a list, the negative class first")
     try:
         return Endpoint(**words, classes=tuple(_text(each, f"{where}.classes") for each in classes))  # type: ignore[arg-type]  # kind is checked there
     except InputError as error:
@@ -153,13 +135,15 @@ def _window(value: Any, where: str) -> Window:
             return Window.from_dict(value)
     except InputError as error:
         raise InputError(f"{where}: {str(error).removeprefix(f'--window {value}: ')}") from None
-    raise InputError(f"{where} is {value!r}; expected a name, NAME=LOW..HIGH, or a mapping with name, low and high")
+    raise InputError(
+        f"{where} is {shown(value)}; expected a name, NAME=LOW..HIGH, or a mapping with name, low and high"
+    )
 
 
 def _grid(value: Any, path: Path) -> Mapping[str, tuple[Any, ...]]:
     """Values of the type that the preset's field has; whole numbers will do for real ones."""
     if not isinstance(value, dict):
-        raise InputError(f"{path}: grid is {value!r}; expected fields with lists, such as `lr: [0.0001, 0.001]`")
+        raise InputError(f"{path}: grid is {shown(value)}; expected fields with lists, such as `lr: [0.0001, 0.001]`")
     kinds = {each.name: type(getattr(Preset("any"), each.name)) for each in fields(Preset)} | {"aggregator": str}
     grid: dict[str, tuple[Any, ...]] = {}
     for name, values in value.items():
@@ -171,7 +155,7 @@ def _grid(value: Any, path: Path) -> Mapping[str, tuple[Any, ...]]:
         made = [_number(each) if kind is float and isinstance(each, str) else each for each in made]
         wrong = [each for each in made if type(each) is not kind]
         if wrong:
-            raise InputError(f"{path}: grid.{name} holds {wrong[0]!r}; expected {getattr(kind, '__name__', kind)}")
+            raise InputError(f"{path}: grid.{name} holds {shown(wrong[0])}; expected {getattr(kind, '__name__', kind)}")
         grid[str(name)] = tuple(made)
     return MappingProxyType(grid)
 

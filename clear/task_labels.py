@@ -17,7 +17,7 @@ from clear.label_join import Joined, join_labels
 from clear.label_readers import DATASETS
 from clear.labels import read_labels, write_labels
 from clear.tables import SUFFIXES
-from clear.task import JoinRule, Task
+from clear.task import JoinRule, Task, rule_of_scans
 from clear.tasks import load_task
 
 
@@ -91,15 +91,21 @@ def attach_labels(
     one = load_task(task)
     place = Path(labels) if labels is not None else find_labels(one, folder) if folder is not None else None
     if place is None:
-        where = f"found in or beside {folder}" if folder is not None else "given"
-        raise InputError(f"no labels for {one.name} {where}; expected {_expected(one)}. Give them with --labels")
+        if folder is None:
+            raise InputError(
+                f"labels of {one.name}: none were given. Give --labels TABLE, or --folder DIR to look in; expected "
+                f"{_expected(one)}"
+            )
+        raise InputError(
+            f"labels of {one.name}: none found in or beside {folder}; expected {_expected(one)}. Give --labels TABLE"
+        )
     opened = bags if isinstance(bags, Bags) else Bags(bags)
     try:
         known = read_labels(place, one, id_column=id_column)
         joined = join_labels(
             known,
             opened.scans,
-            rule=rule or one.join,
+            rule=rule_of_scans(one, rule)[0],
             patients=patients,
             patient_pattern=patient_pattern,
             source=str(opened.path),

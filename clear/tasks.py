@@ -14,7 +14,7 @@ from clear.builtin_tasks import TASKS
 from clear.endpoints import Endpoint
 from clear.errors import InputError
 from clear.presets import PRESETS, Preset
-from clear.task import JOIN_RULES, KNOWN_METRICS, METRICS, RESERVED, JoinRule, Protocol, Several, Task
+from clear.task import JOIN_RULES, KNOWN_METRICS, METRICS, RESERVED, JoinRule, Protocol, Several, Task, rule_of_scans
 from clear.windows import Window
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Task",
     "describe",
     "load_task",
+    "rule_of_scans",
     "target_task",
     "tasks_table",
 ]

@@ -12,8 +12,8 @@ from clear.task import Task
 
 SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "tune"), "val"),
+    **dict.fromkeys(("train", "training", "trn", "development"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "tune", "tuning"), "val"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
 
@@ -35,7 +35,7 @@ def assemble(table: pl.DataFrame, task: Task, source: str, key: str, remarks: Se
 
 
 def split_name(word: str | None) -> str | None:
-    """train, val or test for what data sets write, in any case; None for anything else.
+    """train, val or test for what people and data sets write, in any case; None for anything else.
 
     >>> split_name("Validation"), split_name("TEST"), split_name("fold 1")
     ('val', 'test', None)

@@ -49,6 +49,19 @@ def read(path: Path, task: Task) -> Labels:
     return assemble(pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)), task, str(file), "patient_id")
 
 
+def is_source(column: str, label: str) -> bool:
+    """Whether the label follows from a column: the subtype is made of the receptors, so it tells each of them.
+
+    >>> is_source("Mol Subtype", "er"), is_source("HER2", "triple_negative"), is_source("HER2", "er")
+    (True, True, False)
+    """
+    if label not in DERIVED:
+        return False
+    receptors = [theirs for theirs, _ in DERIVED.values()]
+    used = receptors if label == "triple_negative" else [DERIVED[label][0], "Mol Subtype"]
+    return column.strip().lower() in {name.lower() for name in used}
+
+
 def _column(sheet: Mapping[str, list[str | None]], name: str, file: Path) -> list[str | None]:
     theirs, code_of = DERIVED.get(name, (name, {}))
     if theirs not in sheet:

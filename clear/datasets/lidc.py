@@ -101,8 +101,16 @@ def _scan(file: Path) -> tuple[str, list[Outline]] | None:
     """(series, outlines with a rating) of a LidcReadMessage; None for any other file."""
     if file.stat().st_size > MOST_BYTES:
         return None
-    text = file.read_bytes()
-    if b"<!DOCTYPE" in text or b"<!ENTITY" in text or b"LidcReadMessage" not in text:
+    raw = file.read_bytes()
+    if b"LidcReadMessage" not in raw:
+        return None
+    try:  # one encoding alone: in another the words below would not be seen, and the parser would find them
+        text = raw.decode("utf-8-sig")
+        if "\0" in text:  # UTF-16 without a mark, which expat finds out by itself
+            raise UnicodeError
+    except UnicodeError:
+        raise InputError(f"{file}: is not UTF-8, as the files of LIDC are. Fetch it again") from None
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
         return None
     try:
         root = ET.fromstring(text)
@@ -112,7 +120,14 @@ def _scan(file: Path) -> tuple[str, list[Outline]] | None:
     if _tag(root) != "LidcReadMessage" or not series:
         return None
     sessions = [each for each in root if _tag(each) == "readingSession"]
-    return series.strip(), [outline for number, each in enumerate(sessions) for outline in _outlines(each, number)]
+    try:
+        return series.strip(), [outline for number, each in enumerate(sessions) for outline in _outlines(each, number)]
+    except _NoPixel as found:
+        raise InputError(f"{file}: has {found}; expected two whole numbers. Fetch it again") from None
+
+
+class _NoPixel(Exception):
+    """An edgeMap that names no pixel."""
 
 
 def _outlines(session: ET.Element, reader: int) -> Iterator[Outline]:
@@ -123,13 +138,23 @@ def _outlines(session: ET.Element, reader: int) -> Iterator[Outline]:
         boxes = {}
         for roi in (each for each in nodule if _tag(each) == "roi"):
             words = {_tag(each): (each.text or "").strip() for each in roi}
-            points = [[int(c.text or 0) for c in edge] for edge in roi if _tag(edge) == "edgeMap"]
+            points = [_pixel(edge) for edge in roi if _tag(edge) == "edgeMap"]
             place = words.get("imageSOP_UID") or words.get("imageZposition")
             if points and place and words.get("inclusion", "TRUE").upper() == "TRUE":
                 xs, ys = [point[0] for point in points], [point[1] for point in points]
                 boxes[place] = (min(xs), max(xs), min(ys), max(ys))
         if ratings and ratings[0].strip() in ("1", "2", "3", "4", "5") and boxes:
             yield Outline(reader, int(ratings[0]), boxes)
+
+
+def _pixel(edge: ET.Element) -> tuple[int, int]:
+    """(x, y) of an edgeMap."""
+    words = {_tag(each): (each.text or "").strip() for each in edge}
+    x, y = words.get("xCoord", ""), words.get("yCoord", "")
+    try:
+        return int(x), int(y)
+    except ValueError:
+        raise _NoPixel(f"an edgeMap of {x[:20]!r} and {y[:20]!r}") from None
 
 
 def _tag(element: ET.Element) -> str:

@@ -52,6 +52,15 @@ def read(path: Path, task: Task) -> Labels:
     return assemble(pl.DataFrame(columns), task, str(file), "patient_id", remarks)
 
 
+def is_source(column: str, label: str) -> bool:
+    """Whether the label follows from a column: the stage from its components too, as the T, N and M stages make it.
+
+    >>> is_source("clinical.T.Stage", "stage"), is_source("clinical.T.Stage", "Survival.time")
+    (True, False)
+    """
+    return label == "stage" and column.lower() in {"overall.stage", *(name.lower() for name in ODD)}
+
+
 def _version(file: Path, table: pl.DataFrame) -> int:
     """3, 1 for the older one, 0 when the table cannot tell: by the outcome that was corrected, else by the name."""
     if {"PatientID", "Survival.time"} <= set(table.columns):

@@ -42,6 +42,11 @@ def read(path: Path, task: Task) -> Labels:
     return assemble(labels, task, str(path), "scan_id", remarks)
 
 
+def is_source(column: str, label: str) -> bool:
+    """Whether a column `abnormality*location` is one of those that the finding is made of."""
+    return _fits(column, label)
+
+
 def _findings(file: Path, task: Task) -> pl.DataFrame:
     table = read_table(file)
     need_column(table, "NoteAcc_DEID", file)

@@ -33,6 +33,8 @@ REMARKS = (
     "no geometry in the file: 1 mm assumed, first axis taken as slices",
     "8-bit values without a unit: no HU, whatever the modality",
 )
+MAX_CODES = 8 * 2**20  # bytes of labels: a million of the widest integers; the sets have some thousand volumes
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError, NotImplementedError, RuntimeError)
 _LOCK = threading.Lock()
 _last: tuple[tuple[Any, ...], NDArray[np.uint8]] | None = None  # one array of one file: its volumes are read in a row
 
@@ -117,14 +119,22 @@ def volume_id(name: str, split: str, index: int) -> str:
 
 
 def read_labels(path: Path, split: str) -> list[int]:
-    """Class codes of the volumes of one official set. Raises ScanRefused for an array that is absent or damaged."""
+    """Class codes of the volumes of one official set. Raises ScanRefused for an array that is absent or damaged, and
+    for one that is not a code a volume, before it is unpacked."""
+    array = f"{split}_labels"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            codes = archive[f"{split}_labels"]
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError):
-        raise _damaged(path.name, f"{split}_labels") from None
-    if codes.size != len(codes) or codes.dtype.kind not in "iu":
-        raise ScanRefused("bad_header", f"{path.name}: {split}_labels is {codes.shape}; expected one code a volume")
+        with zipfile.ZipFile(path) as archive:
+            shape, dtype = _declared(archive, array, path.name, MAX_CODES)
+            images = f"{split}_images.npy" in archive.namelist()
+            expected = _declared(archive, f"{split}_images", path.name, MAX_VOLUME_BYTES)[0][0] if images else shape[0]
+        if shape not in ((expected,), (expected, 1)) or dtype.kind not in "iu":
+            raise ScanRefused(
+                "bad_header", f"{path.name}: {array} is {shape} of {str(dtype)[:40]}; expected one code a volume"
+            )
+        with np.load(path, allow_pickle=False) as loaded:
+            codes = loaded[array]
+    except _BROKEN:
+        raise _damaged(path.name, array) from None
     return [int(code) for code in codes.reshape(-1)]
 
 
@@ -136,23 +146,32 @@ def _shapes(path: Path, name: str) -> dict[str, tuple[int, ...]]:
             for split in SPLITS:
                 if f"{split}_images.npy" not in archive.namelist():
                     continue
-                member = archive.getinfo(f"{split}_images.npy")
-                with archive.open(member) as file:
-                    shape, dtype = npy_header(file, name)
-                    room = member.file_size - file.tell()
-                n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+                shape, dtype = _declared(archive, f"{split}_images", name, MAX_VOLUME_BYTES)
                 if len(shape) != 4 or dtype != np.uint8 or min(shape[1:]) < 1:
                     raise ScanRefused("not_a_volume", f"{name}: {split}_images is {shape} of {str(dtype)[:40]}")
-                if n_bytes > MAX_VOLUME_BYTES:
-                    raise ScanRefused("too_large", f"{name}: declares {shape}; too much to hold in memory")
-                if room != n_bytes or member.file_size > max(member.compress_size, 1) * DEFLATE_MOST:
-                    raise _damaged(name, f"{split}_images")
                 shapes[split] = shape
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError):
+    except _BROKEN:
         raise _damaged(name, "images") from None
     if not shapes or len({shape[1:] for shape in shapes.values()}) != 1:
         raise ScanRefused("mixed_shapes", f"{name}: its official sets hold volumes of different sizes")
     return shapes
+
+
+def _declared(archive: zipfile.ZipFile, array: str, name: str, most: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, from its header. Raises ScanRefused for one of no axis, of more than `most` bytes, or
+    of other than the archive can hold."""
+    member = archive.getinfo(f"{array}.npy")
+    with archive.open(member) as file:
+        shape, dtype = npy_header(file, name)
+        room = member.file_size - file.tell()
+    n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if not shape:
+        raise ScanRefused("bad_header", f"{name}: {array} is a single value; expected one a volume")
+    if n_bytes > most:
+        raise ScanRefused("too_large", f"{name}: {array} declares {shape}; too much to hold in memory")
+    if room != n_bytes or member.file_size > max(member.compress_size, 1) * DEFLATE_MOST:
+        raise _damaged(name, array)
+    return shape, dtype
 
 
 def _images(path: Path, name: str, split: str) -> NDArray[np.uint8]:

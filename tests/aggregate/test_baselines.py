@@ -10,10 +10,15 @@ import polars as pl
 import pytest
 
 from aggregate import train
+from aggregate.baselines import baseline_columns
 from aggregate.columns import table_of_scans
+from aggregate.leaks import tells
+from aggregate.question import ask
 from aggregate.tabular import CoxRidge
 from clear.bags import Bags, write_bags
+from clear.endpoints import Endpoint
 from clear.errors import InputError
+from clear.tasks import TASKS, Task
 
 QUICK = {"epochs": 1, "batch": 8, "folds": 3, "progress": False}
 
@@ -124,3 +129,73 @@ def test_a_linear_hazard_finds_the_direction_and_shrinks_with_its_penalty() -> N
     np.testing.assert_allclose(weights, [1.0, -0.5, 0.0], atol=0.2)
     strong = CoxRidge(10.0).fit(x, times, events).weights_
     assert np.linalg.norm(strong) < 0.1 * np.linalg.norm(weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["PatientID", "Patient ID", "Subject ID", "StudyInstanceUID", "Split", "fold", "Lesion"]
+)
+def test_ids_under_any_name_splits_and_labels_are_no_inputs(data, tmp_path: Path, name: str) -> None:
+    table = pl.read_csv(data[1]).with_columns(pl.col("y").alias("seen"), (pl.col("y") + 1).alias(name))
+    table.rename({"patient_id": "scan_id", "seen": "age_group"}).write_csv(tmp_path / "clinical.csv")
+    task = Task("own", "", (Endpoint("lesion", column="y"),))
+    with Bags(data[0]) as bags:
+        question = ask(bags, task=task, labels=data[1], folds=2)
+        columns, _ = baseline_columns(tmp_path / "clinical.csv", bags, question)
+    assert list(columns) == ["age", "sex", "age_group"]
+
+
+def test_columns_that_a_data_set_makes_its_labels_of_are_no_inputs(data, tmp_path: Path) -> None:
+    stage = ["I" if i % 2 else "IIIa" for i in range(36)]
+    table = pl.DataFrame(
+        {
+            "PatientID": [f"scan{i:02d}" for i in range(36)],
+            "age": [str(50 + i % 9) for i in range(36)],
+            "Overall.Stage": stage,
+            "clinical.T.Stage": [str(1 + i % 4) for i in range(36)],
+            "Clinical.N.Stage": [str(i % 3) for i in range(36)],
+            "Survival.time": [str(300 + i) for i in range(36)],
+        }
+    )
+    file = tmp_path / "NSCLC-Radiomics-Lung1.clinical-version3-Oct-2019.csv"
+    table.write_csv(file)
+    with Bags(data[0]) as bags:
+        question = ask(bags, task=TASKS["nsclc-radiomics"], labels=file, folds=3)
+        columns, remarks = baseline_columns(file, bags, question)
+    assert list(columns) == ["age", "Survival.time"]
+    assert "Overall.Stage, clinical.T.Stage, Clinical.N.Stage: the labels are made of them, left out" in remarks
+
+
+def test_a_column_that_gives_the_label_away_is_pointed_out(data, tmp_path: Path) -> None:
+    table = pl.read_csv(data[1])
+    table.with_columns(grade=pl.Series(["low" if y else "high" for y in table["y"]])).write_csv(tmp_path / "t.csv")
+    with Bags(data[0]) as bags:
+        question = ask(bags, target="y", labels=data[1], folds=2)
+        _, remarks = baseline_columns(tmp_path / "t.csv", bags, question)
+        _, scanner = baseline_columns("acquisition", bags, question)
+    assert "grade alone tells y of every labelled bag: is it made of the label?" in remarks[-1]
+    assert "sex" not in remarks[-1]
+    assert scanner[-1].startswith("manufacturer alone tells y")
+
+
+RNG = np.random.default_rng(4)
+BINARY, AGE, OS = Endpoint("a", "binary", ("x", "y")), Endpoint("b", "regression"), Endpoint("c", "survival", event="e")
+HALF = np.repeat([0.0, 1.0], 15)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "codes", "values", "told"),
+    [
+        (BINARY, HALF, ["l" if code else "r" for code in HALF], True),
+        (BINARY, HALF, ["l", *("l" if code else "r" for code in HALF[1:])], False),
+        (BINARY, HALF, [None, *("l" if code else "r" for code in HALF[1:])], True),
+        (BINARY, HALF, list(HALF * 3 + RNG.random(30)), True),  # a threshold tells
+        (BINARY, HALF, list(RNG.random(30)), False),  # though every value is of one bag
+        (BINARY, HALF, [f"t{i // 2}" for i in range(30)], False),  # pairs of a class: 2^15 ways in which they can be
+        (BINARY, HALF[10:20], ["l" if code else "r" for code in HALF[10:20]], False),  # ten bags: chance could
+        (AGE, np.arange(30.0), list(2 - 3 * np.arange(30.0)), True),
+        (AGE, np.arange(30.0), list(RNG.random(30)), False),
+        (OS, np.arange(30.0), list(np.arange(30.0) / 365), True),
+    ],
+)
+def test_a_column_tells_a_label_where_chance_would_not(endpoint, codes, values, told: bool) -> None:
+    assert tells(values, endpoint, codes) is told

@@ -72,10 +72,24 @@ def test_an_unknown_label_of_a_pooled_scan_does_not_contradict_the_known_one(bag
 def test_a_window_is_matched_by_name_and_range(bags: Bags) -> None:
     assert choose_windows(bags, [], "f") == (ABDOMEN, LUNG)
     assert choose_windows(bags, [Window("lung", -1500.0, 500.0)], "f") == (LUNG,)
-    assert choose_windows(bags, ["lung", "abdomen"], "f") == (ABDOMEN, LUNG)
+    assert choose_windows(bags, ["lung", "abdomen", "lung"], "f") == (LUNG, ABDOMEN)
     for wrong in (Window("lung", -1000, 500), Window("chest", -1500, 500), "bone=-450..1050"):
         with pytest.raises(InputError, match=r"it has abdomen \(-175..275 HU\), lung \(-1500..500 HU\)"):
             choose_windows(bags, [wrong], "f")
+
+
+def test_rows_come_in_the_order_of_the_windows_that_are_wanted_whatever_the_file_s(make_bags) -> None:
+    """What an ordered aggregator reads must not depend on the order in which a file was extracted."""
+    features = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    swapped = features.reshape(4, 2, 4)[:, ::-1].reshape(8, 4)
+    first = Bags(make_bags({"s0": features, "s1": features + 1}, name="first.h5"))
+    second = Bags(make_bags({"s0": swapped, "s1": swapped + 1}, name="second.h5", windows=(LUNG, ABDOMEN)))
+    labels = joined(["s0", "s1"], ["a", "b"], [0, 1])
+    for bags in (first, second):
+        windows = choose_windows(bags, [ABDOMEN, LUNG], "f")
+        cohort = build_cohort(bags, labels, windows, 1)
+        np.testing.assert_array_equal(cohort.rows(bags).take([1])[0].numpy(), features + 1)
+        np.testing.assert_array_equal(bags.features[cohort.row_numbers(0)], features)
 
 
 def frame(*codes: list[int | None]) -> pl.DataFrame:

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from aggregate.compare import BOOTSTRAP, compare, compare_runs, comparison_text, holm
-from aggregate.intervals import clustered_delong, delong_test, paired_test, wald_interval
+from aggregate.intervals import clustered_delong, delong, paired_test, wald_interval
 from aggregate.predictions import SCHEMA
 from clear.endpoints import Endpoint
 from clear.errors import InputError
@@ -60,7 +60,7 @@ def test_a_pooled_auroc_is_compared_by_paired_delong_and_by_the_paired_bootstrap
     cell = row(table, estimator="pooled", test="paired DeLong")
     truth = first["y_true"].to_numpy() == 1
     scores = np.stack([first["y_score"].to_numpy(), second["y_score"].to_numpy()])
-    _, p, variance = delong_test(truth, scores, 0, 1)
+    _, p, variance = paired_test(*delong(truth, scores), 0, 1)
     difference = roc_auc_score(truth, scores[0]) - roc_auc_score(truth, scores[1])
     assert cell["difference"] == pytest.approx(difference)
     assert cell["p"] == pytest.approx(p)

@@ -330,7 +330,7 @@ def test_a_missing_piece_of_a_run_is_named(run: Run) -> None:
     (run.path / "metrics.csv").unlink()
     with pytest.raises(InputError, match=r"metrics\.csv: missing or damaged"):
         _ = Run.open(run.path).metrics
-    with pytest.raises(InputError, match="has no fold-9"):
+    with pytest.raises(InputError, match="the run has no fold-9; it has fold-0, fold-1, fold-2"):
         run.attention(fold=9)
     with pytest.raises(InputError, match=r"model\.safetensors: missing"):
         run.model(fold=9)
@@ -476,3 +476,51 @@ def test_a_label_table_of_another_cohort_is_one_sentence(data, tmp_path: Path) -
     pl.DataFrame({"patient_id": ["x1", "x2"], "lesion": [0, 1]}).write_csv(tmp_path / "alien.csv")
     with pytest.raises(InputError, match=r"none of its 2 ids is a patient_id of .*feats\.h5"):
         train(data[0], labels=tmp_path / "alien.csv", target="lesion", output=tmp_path / "r", **QUICK)
+
+
+def test_a_model_that_weighs_no_instance_writes_no_attention_and_says_so(data, tmp_path: Path) -> None:
+    run = train(
+        data[0], labels=data[1], target="lesion", aggregator="mean", folds=3, output=tmp_path / "mean", **QUICK
+    )  # fmt: skip
+    assert not (run.path / "attention.h5").exists()
+    with pytest.raises(InputError, match="fold-0 is a model of mean, which weighs no instance") as error:
+        run.attention()
+    assert "Those that have one: abmil, gated-abmil, max" in str(error.value)
+
+
+def test_balanced_sampling_is_recorded_and_changes_the_fit_but_neither_folds_nor_scored_patients(
+    data, tmp_path: Path
+) -> None:
+    names = list(data[2])
+    pl.DataFrame({"patient_id": names, "rare": [int(i % 5 == 0) for i in range(len(names))]}).write_csv(
+        tmp_path / "rare.csv"
+    )
+    runs = {
+        how: train(
+            data[0], labels=tmp_path / "rare.csv", target="rare", sampling=how, folds=3, output=tmp_path / how, **QUICK
+        )
+        for how in ("none", "balanced")
+    }
+    assert runs["balanced"].settings["training"]["sampling"] == "balanced"
+    assert runs["balanced"].settings["training"]["class_weights"] == "none"
+    assert runs["balanced"].folds.equals(runs["none"].folds)
+    keys = ["scan_id", "fold", "y_true"]
+    one, other = (run.predictions.select(keys).sort(keys) for run in runs.values())
+    assert one.equals(other)
+    assert one.height == len(names)
+    assert runs["balanced"].history["train_loss"].to_list() != runs["none"].history["train_loss"].to_list()
+    positive = {how: run.predictions["y_score"].mean() for how, run in runs.items()}
+    assert positive["balanced"] > positive["none"] + 0.1  # the prior that it was taught is one half, not one fifth
+
+
+def test_sampling_and_class_weights_are_one_of_the_two_and_need_classes(data, tmp_path: Path) -> None:
+    where = {"labels": data[1], "target": "lesion", "output": tmp_path / "r", **QUICK}
+    with pytest.raises(InputError, match="both balanced, and each alone evens the classes out"):
+        train(data[0], preset="paper", sampling="balanced", **where)
+    with pytest.raises(InputError, match="sampling is 'some'; expected none or balanced"):
+        train(data[0], sampling="some", **where)
+    pl.DataFrame({"patient_id": list(data[2]), "age": [50.5 + i for i in range(len(data[2]))]}).write_csv(
+        tmp_path / "age.csv"
+    )
+    with pytest.raises(InputError, match="--sampling balanced: evens out classes, and no endpoint"):
+        train(data[0], sampling="balanced", **{**where, "labels": tmp_path / "age.csv", "target": "age"})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aggregate.aggregators import build_aggregator, predict
-from aggregate.fit import Fitted, Plan, Truth, fit, run_epoch, training_precision
+from aggregate.fit import Fitted, Plan, Truth, draw_epoch, fit, run_epoch, training_precision
 from aggregate.packed import PackedRows
 from aggregate.targets import Targets
 from clear.endpoints import Endpoint
@@ -155,6 +155,18 @@ def test_a_fit_that_diverges_says_so_and_gives_no_model() -> None:
         fitted(source, targets, Preset("hot", lr=1e30, batch=8, epochs=5))
 
 
+def test_an_inner_split_without_an_event_is_no_diverged_training() -> None:
+    source, _ = cohort()
+    times, events = np.arange(1.0, 25)[:, None], np.ones((24, 1))
+    events[14:18] = 0  # those that would end the training
+    targets = Targets((Endpoint("os", "survival", event="dead"),), times, events)
+    with pytest.raises(InputError, match="none of the 4 bags that end the training has an event"):
+        fitted(source, targets)
+    events[14], events[:14] = 1, 0
+    with pytest.raises(InputError, match="none of 14 survival times ends in an event among the bags that teach"):
+        fitted(source, targets)
+
+
 def test_a_signal_in_the_bags_is_learnt() -> None:
     source, targets = cohort(n=60, seed=3)
     result = fit(
@@ -193,3 +205,45 @@ def test_a_precision_that_is_none_is_named() -> None:
         training_precision("bfloat16", "cuda")
     assert training_precision("auto", "cuda") == "float32"
     assert training_precision("float32", "cpu") == "float32"
+
+
+def test_a_balanced_epoch_has_as_many_bags_in_equal_shares_of_the_classes() -> None:
+    codes = np.array([0.0] * 70 + [1.0] * 20 + [2.0] * 10)[:, None]
+    targets = Targets((Endpoint("site", "multiclass", ("a", "b", "c")),), codes)
+    train = np.arange(5, 100)  # 65, 20, 10
+    chances = targets.balanced_chances(train)
+    epochs = [draw_epoch(train, chances, np.random.default_rng(seed)) for seed in range(200)]
+    assert all(len(epoch) == len(train) and set(epoch) <= set(train) for epoch in epochs)
+    drawn = codes[np.concatenate(epochs), 0]
+    for code in range(3):  # 19,000 draws of chance 1/3: four standard errors are 0.014
+        assert np.mean(drawn == code) == pytest.approx(1 / 3, abs=0.014)
+    once = draw_epoch(train, None, np.random.default_rng(0))
+    assert sorted(once) == train.tolist()
+
+
+def test_a_balanced_fit_draws_only_training_bags_and_only_from_its_own_seed() -> None:
+    source, targets = cohort()
+    preset = Preset("b", lr=1e-3, batch=8, epochs=4, sampling="balanced")
+    first, again, other = (fitted(source, targets, preset, seed=s) for s in (0, 0, 1))
+    assert first.history == again.history != other.history
+    codes = targets.codes.copy()
+    codes[18:] = 1 - codes[18:]
+    assert fitted(source, Targets(targets.endpoints, codes), preset).history == first.history
+    plain = fitted(source, targets, Preset("b", lr=1e-3, batch=8, epochs=4))
+    assert plain.history[0]["train_loss"] != first.history[0]["train_loss"]
+
+
+def test_the_inner_loss_of_a_balanced_fit_weighs_the_classes() -> None:
+    """With half of the training bags negative the weights are 1; with a third positive a positive counts double."""
+    source, targets = cohort()
+    codes = (np.arange(24) % 3 == 0).astype(float)[:, None]  # of bags 0..11 four positives, eight negatives
+    rare = Targets(targets.endpoints, codes)
+    train, inner = np.arange(12), np.arange(12, 18)
+    preset = Preset("b", lr=1e-9, batch=8, epochs=1, sampling="balanced")
+    result = fit(source, rare, train, inner, lambda *a: build_aggregator("abmil", *a), preset, (0,))
+    logits = predict(result.model, source, inner)[0][:, 0].double()
+    weight = torch.where(torch.as_tensor(codes[inner, 0]) == 1, 2.0, 1.0).double()
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.as_tensor(codes[inner, 0]), weight, reduction="mean"
+    )
+    assert result.history[0]["inner_loss"] == pytest.approx(float(losses), rel=1e-4)

@@ -75,7 +75,7 @@ def test_with_labels_the_metrics_are_external_and_have_intervals(run: Run, cohor
     assert cell["n"] == 20
     assert pl.read_csv(tmp_path / "out" / "predictions.csv").height == 20
     assert json.loads((tmp_path / "out" / "predict.json").read_text())["models"] == 3
-    assert "auroc" in result.table()
+    assert "AUROC, ensemble (95 % CI)" in result.table()
     with pytest.raises(InputError, match="--overwrite"):
         predict(run, cohorts[2], output=tmp_path / "out")
     predict(run, cohorts[2], output=tmp_path / "out", overwrite=True)
@@ -96,6 +96,15 @@ def test_patients_seen_in_training_are_marked_and_left_out_of_the_metrics(run: R
     assert result.metrics.height == 0
     assert "24 patients were seen in this run's training" in " ".join(result.remarks)
     assert "no labelled bag is of a new patient" in " ".join(result.remarks)
+
+
+def test_a_scan_under_another_name_is_known_by_its_voxels(run: Run, make_bags) -> None:
+    rng = np.random.default_rng(3)
+    digests = {"new0": hashlib.sha256(b"scan003").hexdigest(), "new1": hashlib.sha256(b"other").hexdigest()}
+    path = make_bags({name: rng.standard_normal((8, 16)) for name in digests}, name="renamed.h5", digests=digests)
+    result = predict(run, path)
+    assert dict(result.scores.select("scan_id", "seen").iter_rows()) == {"new0": "training", "new1": ""}
+    assert "1 patients were seen in this run's training" in " ".join(result.remarks)
 
 
 def test_a_fixed_test_set_was_not_seen(cohorts, tmp_path: Path) -> None:
@@ -165,3 +174,18 @@ def test_a_run_of_pooled_patients_pools_the_new_ones_too(make_bags, planted, tmp
 def test_labels_of_another_cohort_are_one_sentence(run: Run, cohorts) -> None:
     with pytest.raises(InputError, match="none of its 24 ids is a patient_id"):
         predict(run, cohorts[2], labels=cohorts[1])
+
+
+def test_averaged_scans_of_another_file_have_the_label_of_their_patient(make_bags, planted, tmp_path: Path) -> None:
+    features, labels = planted(n=48)
+    owner = {scan: f"p{int(scan[4:]) // 4 * 2 + int(scan[4:]) % 2:02d}" for scan in features}
+    pl.DataFrame({"scan_id": list(labels), "y": list(labels.values())}).write_csv(tmp_path / "scans.csv")
+    rows = {owner[scan]: label for scan, label in labels.items()}
+    pl.DataFrame({"patient_id": list(rows), "y": list(rows.values())}).write_csv(tmp_path / "patients.csv")
+    own, other = list(features)[:24], list(features)[24:]
+    files = [make_bags({s: features[s] for s in each}, patients=owner, name=f"{each[0]}.h5") for each in (own, other)]
+    run = train(
+        files[0], labels=tmp_path / "scans.csv", target="y", several="average", folds=2, output=tmp_path / "r", **QUICK
+    )
+    result = predict(run, files[1], labels=tmp_path / "patients.csv")
+    assert result.metrics.filter(metric="auroc", estimator="ensemble")["n"][0] == 12

@@ -73,6 +73,26 @@ def test_a_quantity_is_answered_too(data) -> None:
     result = probe(data[0], labels=data[2], target="size", folds=3)
     linear = result.metrics.filter(probe="linear", metric="r2", estimator="fold_mean")["estimate"][0]
     assert linear > 0.6
+    shown = result.table().splitlines()[1].split()
+    assert shown[0] == "size"
+    assert shown[2] == "MAE"
+    found = result.metrics.filter(probe="linear", metric="mae", estimator="fold_mean").row(0, named=True)
+    assert shown[-3:] == [f"{found['estimate']:.3f}", "±", f"{found['fold_sd']:.3f}"]
+
+
+def test_of_several_classes_their_mean_is_shown_and_a_silent_probe_is_named(data, tmp_path: Path) -> None:
+    names = pl.read_csv(data[2])["patient_id"]
+    pl.DataFrame({"patient_id": names, "site": ["a", "b", "c"] * 12}).write_csv(tmp_path / "site.csv")
+    result = probe(data[0], labels=tmp_path / "site.csv", target="site", folds=3)
+    lines = result.table().splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith("site")] == [["site:", "mean"]]
+    assert not any("knn-20:" in line for line in lines)
+    few = pl.read_csv(data[2]).head(18)
+    few.write_csv(tmp_path / "few.csv")
+    assert any(
+        "knn-20: a fold has 12 bags to learn from" in remark
+        for remark in probe(data[0], labels=tmp_path / "few.csv", target="y", folds=3).remarks
+    )
 
 
 def test_bag_files_of_other_scans_are_not_compared(data, make_bags) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from aggregate import train
 from aggregate.cohort import Cohort
-from aggregate.folds import Folds, make_folds
-from aggregate.protocols import Candidate, candidates, concordance, plan_folds, search, skill
+from aggregate.folds import UNUSED, Folds, folds_table, make_folds, rows_of_fold
+from aggregate.protocols import Candidate, candidates, plan_folds, search, skill
 from aggregate.targets import Targets
 from clear.endpoints import Endpoint
 from clear.errors import InputError
@@ -168,6 +168,129 @@ def test_changing_the_scored_labels_changes_no_choice_of_their_fold() -> None:
     assert again.equals(first)
 
 
+def test_labels_of_patients_who_cross_groups_decide_nothing_of_the_fold_that_scores_them() -> None:
+    """Patients with a scan in each of two groups: the other group's scans of those whom a fold scores do not choose."""
+    it = cohort(18)
+    groups = [["a", "b", "c"][(i // 2 + (i % 2) * (i // 2 % 4 == 1)) % 3] for i in range(36)]
+    folds = plan_folds(it, "nested-cv", folds=3, groups=groups)[0]
+    assert folds.table.filter(split="unused").height
+    noise = np.random.default_rng(0).random(len(it))
+
+    def choose(codes: np.ndarray, fold: int) -> pl.DataFrame:
+        here = Cohort(it.scan_ids, it.patient_ids, Targets((BINARY,), codes), (), (), ())
+        return search(here, folds, grid_of(1e-4), lambda t, i, s, c, seed: noise[s][:, None]).table.filter(fold=fold)
+
+    for fold in range(3):
+        scored = set(folds.table.filter(fold=fold, split="test")["patient_id"])
+        codes = it.targets.codes.copy()
+        theirs = np.array([patient in scored for patient in it.patient_ids])
+        codes[theirs] = 1 - codes[theirs]
+        assert choose(codes, fold).equals(choose(it.targets.codes, fold))
+
+
+def test_what_the_folds_leave_unused_teaches_no_inner_fit_either() -> None:
+    it = cohort(15, 1)
+    scans, patients, indicators = it.by_scan()
+    rows = []
+    for fold in range(3):  # the last three in no fold at all; the first, which fold 0 scores, not in fold 1 either
+        given = [UNUSED if i >= 12 or (i == 0 and fold == 1) else None for i in range(15)]
+        scored = [i % 3 == fold and i < 12 for i in range(15)]
+        rows += rows_of_fold(0, fold, scans, patients, scored, indicators, given=given)
+    fits = recorded(it, Folds(folds_table(rows)))[1]
+    assert {seed[2:] for *_, seed in fits} == {(0, 1), (0, 2), (1, 2)}
+    for train_bags, inner, scored, _, (_, _, a, b) in fits:
+        assert train_bags | inner == {i for i in range(12) if i % 3 not in (a, b)} - ({0} if 1 in (a, b) else set())
+        assert scored == {i for i in range(12) if i % 3 in (a, b)} - ({0} if (a, b) == (0, 1) else set())
+
+
+def test_the_inner_fits_hold_back_the_preset_s_share_of_patients() -> None:
+    it = cohort(20, 1)
+    folds = make_folds(*it.by_scan(), folds=4)
+    for fraction, held in ((0.2, 2), (0.5, 5)):
+        sizes = []
+        grid = candidates({"lr": (1e-3,)}, "mean", Preset("p", inner_fraction=fraction))
+        search(it, folds, grid, lambda t, i, s, c, seed, n=sizes: n.append((len(t), len(i))) or np.zeros((len(s), 1)))
+        assert set(sizes) == {(10 - held, held)}
+
+
+def test_values_of_the_test_set_change_no_fold() -> None:
+    """A quantity is cut into quarters of those who are dealt; those who are scored have no say in it."""
+    values = np.random.default_rng(0).normal(size=(40, 1))
+    names = tuple((f"s{i:02d}",) for i in range(40))
+    patients = tuple(f"p{i:02d}" for i in range(40))
+    other = values.copy()
+    other[30:] += 100
+
+    def plan(codes: np.ndarray, protocol: str, **kwargs) -> pl.DataFrame:
+        it = Cohort(names, patients, Targets((Endpoint("size", "regression"),), codes), (), (), ())
+        return plan_folds(it, protocol, folds=3, **kwargs)[0].table
+
+    splits = ["train"] * 24 + ["val"] * 6 + ["test"] * 10
+    assert plan(other, "cv-test", splits=splits).equals(plan(values, "cv-test", splits=splits))
+    groups = ["a"] * 15 + ["b"] * 15 + ["c"] * 10
+    held_out = [plan(codes, "cv", groups=groups).filter(fold=2) for codes in (values, other)]
+    assert held_out[0].equals(held_out[1])
+
+
+def test_values_of_scored_patients_change_no_inner_split_of_theirs() -> None:
+    values = np.random.default_rng(1).normal(size=(30, 1))
+    names, patients = tuple((f"s{i:02d}",) for i in range(30)), tuple(f"p{i:02d}" for i in range(30))
+
+    def it(codes: np.ndarray) -> Cohort:
+        return Cohort(names, patients, Targets((Endpoint("size", "regression"),), codes), (), (), ())
+
+    folds = plan_folds(it(values), "cv", folds=3)[0]
+    shifted = values.copy()
+    shifted[it(values).bags_of(folds.split(0, 1)["test"])] += 100
+
+    def teaching(codes: np.ndarray) -> list[tuple]:
+        seen: list[tuple] = []
+
+        def score(train_bags, inner, scored, candidate, seed):
+            if 1 in seed[2:]:
+                seen.append((seed, train_bags.tolist(), inner.tolist()))
+            return np.zeros((len(scored), 1))
+
+        search(it(codes), folds, grid_of(1e-3), score)
+        return seen
+
+    assert teaching(shifted) == teaching(values)
+
+
+def test_an_official_part_for_fitting_that_teaches_nothing_stops(data, tmp_path: Path) -> None:
+    it = cohort(8, 1)
+    splits = ["test", "train"] * 4  # every patient who fits is positive
+    with pytest.raises(InputError, match=r"fold 0: y: one class only: all 2 known labels are '1'.*nothing to learn"):
+        plan_folds(it, "cv-test", folds=2, splits=splits)
+
+
+def test_folds_whose_inner_split_has_no_event_stop_before_any_fit() -> None:
+    events = np.zeros((12, 1))
+    events[[0, 1]] = 1
+    times = np.arange(1.0, 13)[:, None]
+    names = tuple((f"s{i:02d}",) for i in range(12))
+    targets = Targets((Endpoint("os", "survival", event="dead"),), times, events)
+    it = Cohort(names, tuple(f"p{i:02d}" for i in range(12)), targets, (), (), ())
+    with pytest.raises(InputError, match=r"fold 0: none of the \d bags that end the training has an event"):
+        plan_folds(it, "cv", folds=2)
+
+
+def test_where_one_of_several_endpoints_cannot_be_learnt_its_scores_are_not_defined(data, tmp_path: Path) -> None:
+    table = pl.read_csv(data[1])
+    fits = pl.col("split") != "test"
+    table.with_columns(other=pl.when(fits).then(0).otherwise(1 - pl.col("lesion"))).write_csv(tmp_path / "two.csv")
+    run = train(
+        data[0], labels=tmp_path / "two.csv", target=["lesion", "other"], protocol="cv-test", folds=2,
+        output=tmp_path / "r", **QUICK,
+    )  # fmt: skip
+    assert "fold 0: other: one class only: all 10 known labels are '0'" in " ".join(run.settings["remarks"])
+    scores = run.predictions
+    assert scores.filter(endpoint="other")["y_score"].is_null().all()
+    assert scores.filter(endpoint="lesion")["y_score"].is_finite().all()
+    assert run.metrics.filter(endpoint="other")["estimate"].is_null().all()
+    assert run.metrics.filter(endpoint="lesion", estimator="ensemble")["estimate"].is_finite().all()
+
+
 def test_ties_go_to_the_earlier_candidate_and_an_undefined_score_never_wins() -> None:
     it = cohort()
     folds = make_folds(*it.by_scan(), folds=3)
@@ -204,8 +327,12 @@ def test_nested_cross_validation_chooses_by_inner_scores_and_keeps_them(data, tm
         ({"protocol": "nested-cv", "folds": 2}, "needs 3 folds or more"),
         ({"protocol": "nested-cv", "grid": {"speed": [1]}}, "--grid speed: expected aggregator or one of"),
         ({"protocol": "nested-cv", "grid": {"lr": []}}, "one value or more"),
-        ({"protocol": "nested-cv", "grid": {"aggregator": ["best"]}}, "aggregator=best: no such"),
+        ({"protocol": "nested-cv", "grid": {"aggregator": ["best"]}}, "--aggregator best: no such"),
+        ({"protocol": "nested-cv", "grid": {"lr": [None]}}, "one value or more"),
+        ({"protocol": "nested-cv", "grid": {"inner_fraction": [0.3]}}, "--grid inner_fraction: expected aggregator"),
         ({"protocol": "nested-cv", "grid": {"lr": [-1.0]}}, "lr is -1"),
+        ({"protocol": "nested-cv", "grid": {"lr": ["abc"]}}, "lr is 'abc'; expected a number above 0"),
+        ({"protocol": "nested-cv", "grid": {"batch": ["8"]}}, "batch is '8'; expected a whole number"),
         ({"grid": {"lr": [1e-3]}}, "searched by --protocol nested-cv only"),
         ({"protocol": "cv-test", "group": "site"}, "give one of the two"),
         ({"several": "best"}, "expected pool"),
@@ -228,6 +355,9 @@ def test_a_grid_is_every_combination_in_order_with_the_preset_otherwise_as_it_wa
     assert {each.preset.lr for each in found} == {PRESETS["adaptive"].lr}
     assert [each.preset.lr for each in candidates({}, "mean", Preset("p"))] == [1e-4, 3e-4, 1e-3]
     assert candidates({"epochs": (4,)}, "mean", PRESETS["adaptive"])[0].preset.min_steps == 0
+    steps = candidates({"min_steps": (20, 40), "epochs": (4,)}, "mean", PRESETS["adaptive"])
+    assert [each.preset.min_steps for each in steps] == [20, 40]
+    assert [each.preset.min_steps for each in candidates({"min_steps": (7,)}, "mean", PRESETS["paper"])] == [7]
 
 
 def test_skill_is_the_mean_over_what_is_defined() -> None:
@@ -243,14 +373,12 @@ def test_skill_is_the_mean_over_what_is_defined() -> None:
     assert skill(it, np.arange(4), constant) == pytest.approx((0.5 + 0.0 + 0.5) / 3)
 
 
-def test_concordance_equals_a_loop_over_pairs() -> None:
-    rng = np.random.default_rng(0)
-    times, events, risk = rng.integers(1, 9, 40).astype(float), rng.integers(0, 2, 40), rng.integers(0, 5, 40)
-    wins = pairs = 0.0
-    for i in range(40):
-        for j in range(40):
-            if events[i] == 1 and times[i] < times[j]:
-                pairs += 1
-                wins += (risk[i] > risk[j]) + 0.5 * (risk[i] == risk[j])
-    assert concordance(times, events, risk.astype(float)) == pytest.approx(wins / pairs)
-    assert np.isnan(concordance(times, events * 0, risk.astype(float)))
+def test_skill_of_survival_counts_a_pair_whose_event_and_censoring_fall_together() -> None:
+    """At equal times the censored patient outlived the other (Harrell 1996), here as in the run's own C-index."""
+    time = Endpoint("t", "survival", event="e")
+    codes, events = np.array([[5.0], [5.0]]), np.array([[1.0], [0.0]])
+    it = Cohort((("s0",), ("s1",)), ("a", "b"), Targets((time,), codes, events), (), (), ())
+    assert skill(it, np.arange(2), np.array([[1.0], [0.0]])) == 1
+    assert skill(it, np.arange(2), np.array([[0.0], [1.0]])) == 0
+    censored = Cohort(it.scan_ids, it.patient_ids, Targets((time,), codes, events * 0), (), (), ())
+    assert np.isnan(skill(censored, np.arange(2), np.array([[1.0], [0.0]])))

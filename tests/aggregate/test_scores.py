@@ -164,6 +164,30 @@ def test_unknown_labels_are_left_out() -> None:
     )
 
 
+def test_a_patient_in_several_folds_is_no_independent_case_in_each() -> None:
+    """Every patient has the same score in three folds: their mean is as sure as one of them, not surer."""
+    one = predictions(A, n=40, folds=1)
+    three = pl.concat([one.with_columns(fold=pl.lit(f), scan_id=pl.col("scan_id") + f"-{f}") for f in range(3)])
+    cell = row(metrics_table(three, [A], ["auroc"]), estimator="fold_mean")
+    alone = row(metrics_table(one, [A], ["auroc"]), estimator="fold_mean")
+    assert cell["estimate"] == pytest.approx(alone["estimate"])
+    assert cell["interval"].startswith("bootstrap over patients")
+    assert cell["ci_high"] - cell["ci_low"] == pytest.approx(alone["ci_high"] - alone["ci_low"], rel=0.15)
+
+
+def test_scores_of_a_fold_that_learnt_nothing_are_left_out_and_counted() -> None:
+    scored = predictions(A)
+    empty = scored.with_columns(y_score=pl.when(pl.col("fold") == 0).then(None).otherwise("y_score"))
+    table = metrics_table(empty, [A], ["auroc"])
+    others = [roc_auc_score(t["y_true"], t["y_score"]) for (f,), t in scored.group_by("fold") if f != 0]
+    mean = row(table, estimator="fold_mean")
+    assert (mean["estimate"], mean["folds_defined"], mean["n"]) == (pytest.approx(np.mean(others)), 2, 40)
+    left = scored.filter(pl.col("fold") != 0)
+    assert row(table, estimator="pooled")["estimate"] == pytest.approx(roc_auc_score(left["y_true"], left["y_score"]))
+    none = metrics_table(scored.with_columns(y_score=pl.lit(None, pl.Float64)), [A], METRICS)
+    assert none["estimate"].is_null().all()
+
+
 def test_several_endpoints_end_with_their_mean() -> None:
     scored = pl.concat([predictions(A), predictions(B, seed=1)])
     table = metrics_table(scored, [A, B], METRICS)

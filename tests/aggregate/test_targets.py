@@ -154,3 +154,21 @@ def test_folds_are_stratified_by_quarters_of_a_quantity_and_by_events() -> None:
     found = Targets((AGE, DEATH), codes, events).indicators().astype(int).tolist()
     assert [row[:4] for row in found] == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
     assert [row[4:] for row in found] == [[1, 0], [0, 1], [0, 1], [1, 0], [0, 0]]
+
+
+def test_a_balanced_draw_takes_an_endpoint_then_a_class_then_a_bag() -> None:
+    a, b, c = (Endpoint(name, "binary", ("0", "1")) for name in "abc")
+    nan = np.nan
+    codes = np.array([[0, 1, nan], [0, nan, nan], [0, 0, nan], [1, 0, nan], [nan, nan, nan]])
+    chances = Targets((a, b, c), codes).balanced_chances(np.arange(5))
+    of_a = np.array([1 / 6, 1 / 6, 1 / 6, 1 / 2, 0])
+    of_b = np.array([1 / 2, 0, 1 / 4, 1 / 4, 0])
+    np.testing.assert_allclose(chances, (of_a + of_b) / 2)  # nothing is known of c, and nothing of the last bag
+    np.testing.assert_allclose(Targets((a,), codes[:, :1]).balanced_chances(np.array([3, 0])), [0.5, 0.5])
+
+
+def test_a_balanced_draw_treats_quantities_as_one_class() -> None:
+    size = Endpoint("size", "regression")
+    codes = np.array([[1.5], [2.5], [np.nan], [9.0]])
+    np.testing.assert_allclose(Targets((size,), codes).balanced_chances(np.arange(4)), [1 / 3, 1 / 3, 0, 1 / 3])
+    np.testing.assert_allclose(Targets((size,), codes * np.nan).balanced_chances(np.arange(4)), [0.25] * 4)

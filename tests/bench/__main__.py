@@ -2,6 +2,9 @@
 
 Machines are shared and noisy, so each figure sets two ways of doing the same work against each other in the same run,
 in turn, and quotes the median of the ratios.
+
+Not among them are the programs beside this one that measure numbers and not speed, each a command of its own:
+`coverage.py` (how often intervals hold the truth) and `mil.py` (real labelled data); docs/statistics.md has both.
 """
 
 from __future__ import annotations

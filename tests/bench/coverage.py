@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import norm
 
-from aggregate.intervals import bca_interval, clustered_auroc, logit_interval, percentile_interval, resample
+from aggregate.intervals import bca_interval, clustered_auroc, leave_one_out, logit_interval, patient_draws
 from aggregate.metrics import auroc, average_precision, plain
 from aggregate.predictions import SCHEMA
 from aggregate.scores import metrics_table
@@ -50,9 +50,10 @@ def fixed_scores(cohorts: int, seed: int = 0) -> dict[str, float]:
         }
         for name, metric, true in (("AUROC", auroc, TRUE_AUROC), ("AP", average_precision, true_ap)):
             estimate = plain(metric, TRUTH, scores)
-            drawn, left_out = resample(lambda w, m=metric, s=scores: m(TRUTH, s, w), everyone, cohort)
+            drawn = metric(TRUTH, scores, patient_draws(everyone, cohort))
+            left_out = metric(TRUTH, scores, leave_one_out(everyone))
             intervals[f"{name}, bootstrap BCa"] = bca_interval(estimate, drawn, left_out), true
-            intervals[f"{name}, bootstrap percentile"] = percentile_interval(drawn), true
+            intervals[f"{name}, bootstrap percentile"] = np.nanquantile(drawn, [0.025, 0.975]), true
         for name, ((low, high), true) in intervals.items():
             hits.setdefault(name, []).append(bool(low <= true <= high))
     return {name: float(np.mean(each)) for name, each in hits.items()}

@@ -39,7 +39,7 @@ from aggregate.targets import Targets, predicted
 from clear.endpoints import Endpoint
 from clear.tasks import Preset
 
-TASK_FILE = Path(__file__).with_name("lidc_nodules.yaml")
+TASK_FILE = Path(__file__).parents[1] / "clear" / "datasets" / "lidc-nodules.yaml"
 BINARY = (Endpoint("y", "binary", ("0", "1")),)
 CLASSIC = Preset("classic MIL", lr=5e-4, weight_decay=5e-3, batch=8, epochs=60, patience=15, dropout=0.5)
 MNIST = Preset("MNIST bags", lr=5e-4, weight_decay=1e-4, batch=8, epochs=60, patience=20, dropout=0.25)
@@ -233,7 +233,7 @@ def lidc(model: str, repeats: int, limit: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         labels = place / "labels.csv"
-        pl.DataFrame({"scan_id": scans, "patient_id": table["patient_id"], "target": table["target"]}).write_csv(labels)
+        table.select("file", "patient_id", "target").write_csv(labels)
         for variant, fixed in (("crops as they are", False), ("fixed field of view and count of slices", True)):
             images = place / f"images-{int(fixed)}"
             images.mkdir()

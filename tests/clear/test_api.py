@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import polars as pl
 import pytest
 
 import clear
-from clear.api import demo
+from clear.demonstration import _pooled_auroc, demo
 from clear.errors import InputError
 from clear.phantoms import write_cohort
 
@@ -40,6 +42,14 @@ def test_a_demonstration_of_other_numbers_is_not_overwritten(tmp_path: Path) -> 
     (tmp_path / "cohort.txt").write_text("9 patients\n")
     with pytest.raises(InputError, match="holds another cohort than 3 patients, seed 0"):
         demo(tmp_path, patients=3)
+
+
+def test_a_run_without_pooled_scores_has_no_pooled_figure() -> None:
+    columns = {"endpoint": ["y"], "metric": ["auroc"], "ci_low": [None], "ci_high": [None]}
+    fixed = SimpleNamespace(metrics=pl.DataFrame({**columns, "estimator": ["ensemble"], "estimate": [0.8]}))
+    assert _pooled_auroc(fixed) == "not defined"
+    certain = SimpleNamespace(metrics=pl.DataFrame({**columns, "estimator": ["pooled"], "estimate": [1.0]}))
+    assert _pooled_auroc(certain) == "1.000"
 
 
 @pytest.mark.slow

@@ -196,6 +196,34 @@ def test_a_value_outside_a_tasks_classes_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("classes", "values", "codes"),
+    [
+        (("absent", "present"), ["0", "1", "yes", "absent"], [0, 1, 1, 0]),
+        (("no", "yes"), ["0", "TRUE", "yes"], [0, 1, 1]),
+        (("0", "1"), ["0", "1.0", "no"], [0, 1, 0]),
+        (("1", "0"), ["1", "0", "1.0", "0.0"], [0, 1, 0, 1]),
+        (("1", "2"), ["1", "2.0"], [0, 1]),
+        (("wildtype", "mutant"), ["0", "mutant"], [0, 1]),
+    ],
+)
+def test_a_cell_names_its_class_before_it_says_yes_or_no(
+    classes: tuple[str, str], values: list[str | None], codes: list[int]
+) -> None:
+    for value, code in zip(values, codes, strict=True):
+        assert parse([value], Endpoint("y", "binary", classes))[1].to_list() == [code]
+
+
+@pytest.mark.parametrize(
+    ("classes", "values"), [(("1", "2"), ["1", "0"]), (("1", "0"), ["yes"]), (("absent", "2"), ["1"])]
+)
+def test_yes_and_no_are_no_words_for_classes_that_they_would_turn_round(
+    classes: tuple[str, str], values: list[str | None]
+) -> None:
+    with pytest.raises(InputError, match=f"expected {classes[0]}, {classes[1]}$"):
+        parse(values, Endpoint("y", "binary", classes))
+
+
+@pytest.mark.parametrize(
     ("columns", "found"),
     [
         (["patient_id", "scan_id"], ("scan_id", "scan_id")),
@@ -248,6 +276,45 @@ def test_labels_beside_the_bag_file_read_back_as_they_were_written(tmp_path: Pat
     assert back.key == "scan_id"
     assert back.frame.sort("id").rows() == [("s1", "p1", 0, None), ("s2", "p2", 1, 2), ("s3", None, None, 0)]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "classes", [("absent", "present"), ("1", "2"), ("1", "0"), ("0", "1"), ("no", "yes"), ("yes", "no")]
+)
+def test_saved_binary_labels_are_those_that_were_read(tmp_path: Path, classes: tuple[str, str]) -> None:
+    task = Task("own", "", (Endpoint("y", "binary", classes),))
+    table = pl.DataFrame({"scan_id": ["a", "b", "c"], "y": [classes[0], classes[1], None]})
+    labels = labels_from_frame(table, task, "t.csv")
+    assert labels.frame["y"].to_list() == [0, 1, None]
+    write_labels(tmp_path / "feats.h5", "own", labels.frame.rename({"id": "scan_id"}), labels.endpoints)
+    assert read_saved_labels(tmp_path / "feats.h5", task).frame["y"].to_list() == [0, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        (["1", "2", "2"], 3),
+        (["1", "2", "3"], 2),  # the third class is of a scan that did not join
+        (["yes", "no", "no"], 3),
+        ([str(i) for i in range(25)], 3),  # a quantity, of which three values are left
+    ],
+)
+def test_an_inferred_endpoint_is_saved_as_it_was_inferred(tmp_path: Path, values: list[str], kept: int) -> None:
+    table = pl.DataFrame({"scan_id": [f"s{i}" for i in range(len(values))], "y": values})
+    labels = labels_from_frame(table, Task("own", "", (Endpoint("y"),)), "t.csv")
+    joined = labels.frame.rename({"id": "scan_id"}).sort("scan_id").head(kept)
+    write_labels(tmp_path / "feats.h5", "own", joined, labels.endpoints)
+    back = read_saved_labels(tmp_path / "feats.h5", Task("own", "", (Endpoint("y"),)))
+    assert back.endpoints == labels.endpoints
+    assert back.frame["y"].to_list() == joined["y"].to_list()
+
+
+def test_codes_that_an_older_version_saved_are_read_as_codes(tmp_path: Path) -> None:
+    path = labels_path(tmp_path / "feats.h5", "own")
+    path.parent.mkdir()
+    pl.DataFrame({"scan_id": ["a", "b"], "y": pl.Series([0, 1], dtype=pl.Int8)}).write_parquet(path)
+    task = Task("own", "", (Endpoint("y", "binary", ("1", "0")),))
+    assert read_saved_labels(tmp_path / "feats.h5", task).frame["y"].to_list() == [0, 1]
 
 
 def test_every_kind_and_the_split_read_back_from_beside_the_bag_file(tmp_path: Path) -> None:

@@ -121,13 +121,19 @@ def test_a_name_is_that_of_the_file_when_left_out(tmp_path: Path) -> None:
         ),
         ("endpoints: [{name: a, kind: many}]", r"endpoints\[0\]: endpoint a: kind is 'many'"),
         ("endpoints: [{name: a, kind: survival}]", r"endpoints\[0\]: endpoint a: .*event"),
+        ("name: ''\nendpoints: [a]", "its name is empty"),
+        ("name: ' '\nendpoints: [a]", "its name is empty"),
+        ("endpoints: ['']", "the name of one is empty"),
+        ("endpoints: [a, {name: ' ', kind: regression}]", "the name of one is empty"),
+        ("name: 2020-13-45\nendpoints: [a]", "line 1: '2020-13-45' looks like"),
+        ("notes: [&a [x, x]]\nendpoints: [*a, *a]", r"line 2: refers to an earlier value by '\*a'"),
         ("endpoints: [a, a]", "endpoints: expected endpoints with different names"),
         ("endpoints: [patient_id]", "'patient_id' names an id"),
         ("endpoints: [a]\nwindows: [bones]", r"windows\[0\]: expected one of abdomen, lung"),
         ("endpoints: [a]\nwindows: [{name: x, low: 5, high: 1}]", r"windows\[0\]: .*low < high"),
         ("endpoints: [a]\nwindows: [{name: x, width: 5}]", r"windows\[0\]: no field 'width'"),
         ("endpoints: [a]\nwindows: [3]", r"windows\[0\] is 3"),
-        ("endpoints: [a]\nfolds: many", "folds is many; expected a whole number"),
+        ("endpoints: [a]\nfolds: many", "folds is 'many'; expected a whole number"),
         ("endpoints: [a]\nfolds: 1", "folds is 1"),
         ("endpoints: [a]\njoin: sometimes", "join is 'sometimes'; expected one of none, all, first"),
         ("endpoints: [a]\nseveral: both", "several is 'both'"),
@@ -155,6 +161,15 @@ def test_a_mistake_is_named_with_its_field(tmp_path: Path, text: str, says: str)
     with pytest.raises(InputError, match=says) as error:
         read_task_file(write(tmp_path, text))
     assert str(error.value).startswith(str(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize("field", ["endpoints", "windows", "notes", "folds", "name", "join", "grid"])
+def test_a_large_value_in_the_wrong_place_is_not_repeated_in_full(tmp_path: Path, field: str) -> None:
+    large = "[" + ", ".join([f"[{', '.join(['x'] * 1000)}]"] * 20) + "]"
+    endpoints = "" if field == "endpoints" else "endpoints: [a]\n"
+    with pytest.raises(InputError) as error:
+        read_task_file(write(tmp_path, f"{endpoints}{field}: {large}"))
+    assert len(str(error.value)) < len(str(tmp_path)) + 500
 
 
 def test_an_absent_file_says_how_to_begin(tmp_path: Path) -> None:

@@ -127,11 +127,12 @@ def test_nothing_found_says_what_was_looked_for(tmp_path: Path, bags: Path) -> N
     (tmp_path / "empty").mkdir()
     assert find_labels("ct-rate", tmp_path / "empty") is None
     with pytest.raises(
-        InputError, match=r"no labels for ct-rate found in or beside .*empty; expected the files of CT-RATE"
+        InputError, match=r"labels of ct-rate: none found in or beside .*empty; expected the files of CT-RATE"
     ):
         attach_labels(bags, "ct-rate", folder=tmp_path / "empty")
-    with pytest.raises(InputError, match=r"no labels for fracture given; expected fracture\.csv or labels\.csv"):
+    with pytest.raises(InputError, match=r"labels of fracture: none were given\. Give --labels TABLE") as error:
         attach_labels(bags, FRACTURE)
+    assert "expected fracture.csv or labels.csv" in str(error.value)
 
 
 def test_tables_are_found_below_the_scans_or_right_above_them(tmp_path: Path) -> None:
@@ -148,3 +149,10 @@ def test_the_name_of_the_task_goes_before_labels_csv(tmp_path: Path) -> None:
     for name in ("labels.csv", "fracture.tsv"):
         (tmp_path / name).write_text("x\n")
     assert find_labels(FRACTURE, tmp_path) == tmp_path / "fracture.tsv"
+
+
+def test_a_task_that_averages_scans_gives_each_the_label_of_its_patient(tmp_path: Path) -> None:
+    task = Task("fracture", "", FRACTURE.endpoints, several="average")
+    twice = bag_file(tmp_path / "more.h5", {"a": {"patient_id": "p0"}, "a2": {"patient_id": "p0"}})
+    (tmp_path / "two.csv").write_text("patient_id,fracture\np0,1\n")
+    assert attach_labels(twice, task, tmp_path / "two.csv").joined.frame["fracture"].to_list() == [1, 1]

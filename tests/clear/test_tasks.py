@@ -21,6 +21,7 @@ from clear.tasks import (
     Task,
     describe,
     load_task,
+    rule_of_scans,
     target_task,
     tasks_table,
 )
@@ -169,3 +170,34 @@ def nested(**grid: tuple[float, ...]) -> Task:
 def test_a_task_that_makes_no_sense_is_refused(make, says) -> None:
     with pytest.raises(InputError, match=says):
         make()
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "found"),
+    [
+        ((None, None), (None, None), (None, None)),
+        (("earliest", None), (None, None), ("earliest", None)),
+        (("earliest", "average"), (None, None), ("earliest", "average")),
+        ((None, "average"), (None, None), ("all", "average")),
+        (("earliest", None), (None, "pool"), ("pool", "pool")),
+        (("earliest", None), (None, "average"), ("all", "average")),
+        (("pool", "pool"), (None, "average"), ("all", "average")),
+        (("pool", "pool"), ("first", None), ("first", None)),
+        ((None, None), ("pool", None), ("pool", "pool")),
+        (("pool", "pool"), ("earliest", "average"), ("earliest", "average")),
+    ],
+)
+def test_what_is_given_decides_over_the_task_what_several_scans_mean(own, given, found) -> None:
+    task = Task("t", "", (Endpoint("a"),), join=own[0], several=own[1])
+    assert rule_of_scans(task, *given) == found
+
+
+@pytest.mark.parametrize("given", [("all", "pool"), ("pool", "average")])
+def test_two_words_that_contradict_each_other_are_refused(given) -> None:
+    task = Task("t", "", (Endpoint("a"),))
+    with pytest.raises(InputError, match=f"--join {given[0]} and --several {given[1]} exclude each other"):
+        rule_of_scans(task, *given)
+    with pytest.raises(InputError, match=f"several is '{given[1]}' but join is '{given[0]}'"):
+        Task("t", "", (Endpoint("a"),), join=given[0], several=given[1])
+    with pytest.raises(InputError, match="--several best: expected pool"):
+        rule_of_scans(task, None, "best")

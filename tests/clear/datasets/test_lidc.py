@@ -129,3 +129,32 @@ def test_other_xml_is_no_label_and_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.xml").write_text("<LidcReadMessage><ResponseHeader>")
     with pytest.raises(InputError, match=r"c\.xml: the XML is damaged"):
         read_labels(tmp_path, TASKS["lidc-malignancy"])
+
+
+@pytest.mark.parametrize(
+    ("edge", "says"),
+    [
+        ("<xCoord>12.5</xCoord><yCoord>3</yCoord>", r"an edgeMap of '12\.5' and '3'; expected two whole numbers"),
+        ("<xCoord>12</xCoord>", "an edgeMap of '12' and ''"),
+        ("<xCoord>12</xCoord><yCoord>" + "9" * 5000 + "</yCoord>", "an edgeMap of '12' and '999"),
+    ],
+)
+def test_an_outline_that_is_no_pixels_is_named(tmp_path: Path, edge: str, says: str) -> None:
+    write_xml(tmp_path / "a.xml", "1", [[(*HERE, 5)]])
+    text = (tmp_path / "a.xml").read_text()
+    (tmp_path / "a.xml").write_text(text.replace("<xCoord>9</xCoord><yCoord>9</yCoord>", edge))
+    with pytest.raises(InputError, match=rf"a\.xml: .*{says}") as error:
+        read_labels(tmp_path, TASKS["lidc-malignancy"])
+    assert len(str(error.value)) < len(str(tmp_path)) + 300
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_that_hides_its_entities_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
+    name = b" LidcReadMessage".decode("utf-16-le" if encoding != "utf-16-be" else "utf-16-be")
+    text = (
+        f'<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE LidcReadMessage [<!ENTITY u "1.2.3">]><!--{name}-->'
+        "<LidcReadMessage><SeriesInstanceUid>&u;</SeriesInstanceUid></LidcReadMessage>"
+    )
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    with pytest.raises(InputError, match=r"a\.xml: is not UTF-8"):
+        read_labels(tmp_path, TASKS["lidc-malignancy"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from clear.errors import InputError, ScanRefused
+from clear.formats.medmnist import MAX_CODES, read_labels
 from clear.scans import find_scans, read_volume
 
 RNG = np.random.default_rng(8)
@@ -92,6 +95,45 @@ def test_a_damaged_archive_is_refused_when_it_is_listed_or_when_it_is_read(tmp_p
     with pytest.raises(ScanRefused) as refusal:
         read_volume(path)
     assert refusal.value.reason == "truncated_pixel_data"
+
+
+def npy(shape: tuple[int, ...], values: bytes = b"") -> bytes:
+    """A .npy file of 8-bit codes that declares a shape, whatever it holds."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + values
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (npy((10**15, 1)), "too_large"),
+        (npy((MAX_CODES + 1, 1), bytes(MAX_CODES + 1)), "too_large"),
+        (npy((), b"1"), "bad_header"),
+        (npy((3, 2), bytes(6)), "bad_header"),
+        (npy((3, 1, 1), bytes(3)), "bad_header"),
+        (npy((4, 1), bytes(4)), "bad_header"),  # of three volumes
+        (npy((3, 1), bytes(2)), "truncated_pixel_data"),
+        (b"no array", "bad_header"),
+    ],
+)
+def test_labels_that_are_not_one_code_a_volume_are_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: bytes, reason: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "organmnist3d.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train_images.npy", npy((3, 2, 2, 2), bytes(24)))
+        archive.writestr("train_labels.npy", labels)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("the array was unpacked"))
+    with pytest.raises(ScanRefused) as refusal:
+        read_labels(tmp_path / "organmnist3d.npz", "train")
+    assert refusal.value.reason == reason
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_labels_are_one_code_a_volume(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    codes = np.array([2, 0, 7], np.uint8).reshape(shape)
+    np.savez_compressed(tmp_path / "a.npz", train_images=np.zeros((3, 2, 2, 2), np.uint8), train_labels=codes)
+    assert read_labels(tmp_path / "a.npz", "train") == [2, 0, 7]
 
 
 def test_sets_of_several_sizes_are_refused(tmp_path: Path) -> None:

@@ -95,6 +95,10 @@ class Encoder:
             self.network.to(memory_format=torch.channels_last)
         if self.precision == "bfloat16" and getattr(network, "rounds_weights", False):
             _round_products(self.network)
+        if self.precision == "bfloat16" and self.device.type == "cpu" and not _has_amx():
+            from clear.backbones.vit_attention import use_plain_attention
+
+            use_plain_attention(self.network)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -254,5 +258,8 @@ def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware: GPUs from Ampere on, CPUs with AMX-bf16 or AVX512-bf16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # torch has no public name for these
-    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+    return _has_amx() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def _has_amx() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # torch has no public name for it

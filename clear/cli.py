@@ -286,12 +286,21 @@ def models_convert(
             "--set", help="FIELD=VALUE of the card, as in input_size=256 or settings.num_heads=8; repeatable."
         ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a card that is there.")] = False,
 ) -> None:
     """Make an encoder card of a checkpoint (MoCo, LeCL, DINO, official, open_clip or Hugging Face files)."""
     from clear.models import convert, parse_changes
 
-    changes = parse_changes(set_ or [])
-    made = convert(checkpoint, card, arch=arch, branch=branch, name=name, trained_on=trained_on, changes=changes)
+    made = convert(
+        checkpoint,
+        card,
+        arch=arch,
+        branch=branch,
+        name=name,
+        trained_on=trained_on,
+        changes=parse_changes(set_ or []),
+        overwrite=overwrite,
+    )
     print(
         f"{card / 'card.json'}: {made.name}, {made.architecture}, {made.dim} values, {made.pooling.replace('_', ' ')}"
     )

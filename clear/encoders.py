@@ -49,8 +49,11 @@ _IMAGENET_21K = "trained on ImageNet-21k and ImageNet-1k photographs, no medical
 _LVD142M = "trained on LVD-142M photographs, no medical images"
 
 
-def _mambaout(size: str, dim: int, size_mb: float) -> EncoderCard:
-    """MambaOut: the embedding is the final LayerNorm of the spatial mean, d = width of the last stage."""
+def _mambaout(size: str, dim: int, size_mb: float, *, bfloat16: bool = True) -> EncoderCard:
+    """MambaOut: the embedding is the final LayerNorm of the spatial mean, d = width of the last stage.
+
+    Its rounding errors grow from block to block; the two deepest lose too much in bfloat16.
+    """
     return EncoderCard(
         name=f"mambaout-{size}",
         architecture=f"timm:mambaout_{size}",
@@ -58,6 +61,7 @@ def _mambaout(size: str, dim: int, size_mb: float) -> EncoderCard:
         source=WeightSource("hub", f"timm/mambaout_{size}.in1k", size_mb=size_mb),
         trained_on=_IMAGENET,
         pooling="mean_norm",
+        bfloat16=bfloat16,
         ignored=("head.pre_logits.", "head.fc."),
         licence="Apache-2.0",
         citation=_MAMBAOUT,
@@ -150,11 +154,13 @@ def _dinov3(name: str, size: str, dim: int, size_mb: float) -> EncoderCard:
     )
 
 
-def _radio_dino(name: str, size: str, dim: int, source: WeightSource, unverified: str = "") -> EncoderCard:
+def _radio_dino(
+    name: str, size: str, dim: int, source: WeightSource, unverified: str = "", patch: int = 16
+) -> EncoderCard:
     """Radio DINO: DINO on RadImageNet's 8-bit CT, MR and ultrasound slices; windows were the readers' own."""
     return EncoderCard(
         name=name,
-        architecture=f"timm:vit_{size}_patch16_224",
+        architecture=f"timm:vit_{size}_patch{patch}_224",
         dim=dim,
         source=source,
         trained_on="trained on RadImageNet (1.35 million CT, MR and ultrasound slices)",
@@ -218,6 +224,8 @@ def _merlin(name: str, dim: int, output: str) -> EncoderCard:
     )
 
 
+_LINKED = WeightSource("none", "Its authors link it on a file-sharing site only (see their repository).", "weights.pth")
+
 _ENTRIES: tuple[EncoderCard, ...] = (
     # --- the CLEAR paper's own ---
     _paper(  # without --weights: the small untrained stand-in that comes with the package, and its own card
@@ -244,8 +252,8 @@ _ENTRIES: tuple[EncoderCard, ...] = (
     _mambaout("femto", 288, 29.2),
     _mambaout("kobe", 288, 36.5),
     _mambaout("tiny", 576, 106.2),
-    _mambaout("small", 576, 194.0),
-    _mambaout("base", 768, 339.3),
+    _mambaout("small", 576, 194.0, bfloat16=False),
+    _mambaout("base", 768, 339.3, bfloat16=False),
     _vit("vit-s", "small", 384, "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", 88.2),
     _vit("vit-b", "base", 768, "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", 346.3),
     _dino("dino-s16", "small", 16, 384, 86.7),
@@ -268,6 +276,7 @@ _ENTRIES: tuple[EncoderCard, ...] = (
         source=WeightSource("hub", "timm/resnet50.a1_in1k", size_mb=102.5),
         trained_on=_IMAGENET,
         pooling="mean",
+        bfloat16=False,
         ignored=("fc.",),
         licence="Apache-2.0",
         citation=_RESNET,
@@ -308,19 +317,16 @@ _ENTRIES: tuple[EncoderCard, ...] = (
         std=INCEPTION_STD,
         resize="bilinear",
         pooling="mean",
+        bfloat16=False,
         ignored=("fc.",),
         licence="MIT by the mirror's page; the weights' own terms are not stated there",
         citation=_RADIMAGENET,
         unverified="that the mirror's file is the authors' PyTorch one; 0.5 normalisation is the authors' notebook's, "
         "the mirror's page names ImageNet's",
     ),
-    _radio_dino(
-        "radio-dino-t",
-        "tiny",
-        192,
-        WeightSource("none", "Its authors link it on a file-sharing site only (see their repository).", "tiny.pth"),
-        "no hub repository was found",
-    ),
+    _radio_dino("radio-dino-t", "tiny", 192, _LINKED, "no hub repository was found"),
+    _radio_dino("radio-dino-t-sp", "tiny", 192, _LINKED, "its patch, taken as 8; no hub repository was found", 8),
+    _radio_dino("radio-dino-s-sp", "small", 384, _LINKED, "its patch, taken as 8; no hub repository was found", 8),
     _radio_dino("radio-dino-s", "small", 384, WeightSource("hub", "Snarcy/RadioDino-s16", size_mb=86.7)),
     _radio_dino(
         "radio-dino-b", "base", 768, WeightSource("hub", "Snarcy/RadioDino-b16", size_mb=343.2), "the hub's file name"

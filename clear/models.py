@@ -176,21 +176,23 @@ def _guessed(card: EncoderCard) -> str:
 
 
 def recognised(tensors: Mapping[str, Any], origin: str) -> EncoderCard:
-    """A registered card of the family that these tensors are of, taking any size.
+    """A registered card of the kind that these tensors are of, taking any size: the first whose positions agree too.
 
     Raises WeightsError when no family knows them; then `--arch` must name one.
     """
-    from clear.backbones import variant
+    from clear.backbones import kind, variant
 
     seen = set()
     for card in ENCODERS.values():
-        family = card.architecture.partition(":")[0]
-        if family in seen:
+        likeness = kind(card), card.positions
+        if likeness in seen:
             continue
-        seen.add(family)
+        seen.add(likeness)
         try:
-            variant(card, tensors)
+            found = variant(card, tensors)
         except WeightsError:
+            continue
+        if (kind(found), found.positions) != likeness:
             continue
         return replace(card, any_size=True, windows=(), modalities=(), planes=(), licence="", citation="")
     raise WeightsError(

@@ -53,9 +53,9 @@ def fitted_card(card: EncoderCard, tensors: dict[str, torch.Tensor]) -> EncoderC
     if not card.any_size:
         return card
     found = variant(card, tensors)
-    if _kind(found) != _kind(card):
+    if kind(found) != kind(card):
         raise WeightsError(
-            f"encoder {card.name}: the weights are of a {_kind(found)}, not of a {_kind(card)}; choose the encoder "
+            f"encoder {card.name}: the weights are of a {kind(found)}, not of a {kind(card)}; choose the encoder "
             "that they belong to (see `clear models`)"
         )
     return found
@@ -75,7 +75,7 @@ def variant(card: EncoderCard, tensors: Mapping[str, torch.Tensor]) -> EncoderCa
     return replace(card, **found)
 
 
-def _kind(card: EncoderCard) -> str:
+def kind(card: EncoderCard) -> str:
     """The family, within timm the part of a model's name before its size."""
     family, _, model = card.architecture.partition(":")
     return model.partition("_")[0] if family == "timm" else family

@@ -121,8 +121,10 @@ def extract(
     Arguments, weights and the output's place are checked before the first scan is read.
     """
     from clear.sources import find_card, find_weights
+    from extract import check_outputs
 
     names = [model] if isinstance(model, str) else list(model)
+    check_outputs(output, names)
     if weights is not None and len(names) > 1:
         raise InputError("--weights goes with one --model; run the others on their own")
     cards = [find_card(name) for name in names]
@@ -133,10 +135,8 @@ def extract(
     for card in cards:  # before anything heavy is loaded
         find_weights(card, None if weights is None else Path(weights))
     from clear.frozen import DEFAULT_BATCH
-    from extract import check_outputs
     from extract import extract as run
 
-    check_outputs(output, names)
     chosen = [parse_window(w) if isinstance(w, str) else w for w in windows] if windows else None
     if chosen is None and task is not None:
         from clear.tasks import load_task

@@ -2,7 +2,7 @@
 
 Weights are seeded, with all layers at work (`conftest.seeded_network`), and batch norms know the statistics of these
 slices, as trained ones know those of their data. MambaOut is compared at its library's start as well: with seeded
-weights every block adds as much as all before it, which its 45 blocks make chaotic (small and base lose 6 to 10 %);
+weights every block adds as much as all before it, which its 45 blocks make chaotic (small and base lose 8 %);
 at the library's start the same networks lose 2 %. How far rounding shows depends on how much a scan's embeddings differ
 from their mean, and trained weights may round differently: only a machine that has them can tell. An encoder that
 fails here says `bfloat16=False` in its card.

@@ -88,6 +88,22 @@ def _paper(
     )
 
 
+def _vmamba(size: str, dim: int, release: str) -> EncoderCard:
+    """VMamba as published on ImageNet: the mean over positions of the normed last map."""
+    where = f"Its authors' releases on github.com/MzeroMiko/VMamba have it as {release}."
+    return EncoderCard(
+        name=f"vmamba-{size}",
+        architecture=f"vmamba:{size}",
+        dim=dim,
+        source=WeightSource("none", where, f"{release}.pth"),
+        trained_on=_IMAGENET,
+        pooling="native",
+        licence="MIT",
+        citation=_VMAMBA,
+        unverified="this generation of the network (v05_noz) against numbers of its own class",
+    )
+
+
 def _vit(name: str, size: str, dim: int, hub: str, size_mb: float) -> EncoderCard:
     """ViT of the AugReg recipe: class token after the final norm, 0.5 normalisation."""
     return EncoderCard(
@@ -251,6 +267,9 @@ _ENTRIES: tuple[EncoderCard, ...] = (
     _mambaout("tiny", 576, 106.2),
     _mambaout("small", 576, 194.0),
     _mambaout("base", 768, 339.3),
+    _vmamba("tiny", 768, "vssm1_tiny_0230s"),
+    _vmamba("small", 768, "vssm1_small_0229s"),
+    _vmamba("base", 1024, "vssm1_base_0229s"),
     _vit("vit-s", "small", 384, "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", 88.2),
     _vit("vit-b", "base", 768, "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", 346.3),
     _dino("dino-s16", "small", 16, 384, 86.7),

@@ -11,7 +11,7 @@ FEATS ?=
 TASK ?= demo
 DEMO ?= demo
 
-.PHONY: help setup demo crossval test test-slow lint format types bench weights build clean
+.PHONY: help setup demo crossval test test-slow lint format types bench encoders weights build clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | sort | column -ts "$$(printf '\t')"
@@ -55,6 +55,9 @@ types: $(STAMP)  ## mypy
 
 bench: $(STAMP)  ## speed and memory, as ratios in one run
 	$(BIN)/python tests/bench
+
+encoders: $(STAMP)  ## measure every encoder and write docs/encoders.md
+	$(BIN)/python tests/bench/encoders.py
 
 weights: $(STAMP)  ## write the weights that come with the package
 	$(BIN)/python -m pretrain.initialise clear/weights/mambaout-lecl

@@ -78,6 +78,11 @@ def ask(
     _check_numbers(folds, folds_file, repeats, seed, group)
     protocol, grid = _protocol(chosen, protocol, grid, group)
     rule, several = rule_of_scans(chosen, join_rule, several)
+    if windows and all(window.kind == "encoder" for window in bags.windows):
+        raise InputError(
+            f"{bags.path}: its encoder prepares values in its own way ({bags.windows[0].name}), so there is no window "
+            "to choose; leave --window out"
+        )
     used = choose_windows(bags, windows or chosen.windows, str(bags.path))
     known = (
         read_labels(labels, chosen, id_column=id_column) if labels is not None else read_saved_labels(bags.path, chosen)

@@ -123,14 +123,23 @@ def extract(
     bag file.
     Arguments, weights and the output's place are checked before the first scan is read.
     """
-    from clear.frozen import DEFAULT_BATCH
+    from clear.sources import find_card, find_weights
     from extract import check_outputs
-    from extract import extract as run
 
     names = [model] if isinstance(model, str) else list(model)
     check_outputs(output, names)
     if weights is not None and len(names) > 1:
         raise InputError("--weights goes with one --model; run the others on their own")
+    cards = [find_card(name) for name in names]
+    if windows and (own := [card.name for card in cards if card.own_windows]):
+        raise InputError(
+            f"--window: {', '.join(own)} prepares values in its own way; leave the windows out, or run it apart"
+        )
+    for card in cards:  # before anything heavy is loaded
+        find_weights(card, None if weights is None else Path(weights))
+    from clear.frozen import DEFAULT_BATCH
+    from extract import extract as run
+
     chosen = [parse_window(w) if isinstance(w, str) else w for w in windows] if windows else None
     question = None
     if task is not None:
@@ -139,8 +148,6 @@ def extract(
         question = load_task(task)
         chosen = chosen or list(question.windows) or None
     encoders = [load_encoder(name, weights, device=device, precision=precision) for name in names]
-    if windows and all(encoder.card.own_windows for encoder in encoders):
-        raise InputError(f"--window: {', '.join(names)} prepares values in its own way; leave the windows out")
     if isinstance(source, str | Path):
         found = find_scans(
             source,

@@ -149,6 +149,8 @@ class BagHeader:
 
     def __post_init__(self) -> None:
         check_windows(self.windows)
+        if len(self.windows) > 1 and any(window.kind == "encoder" for window in self.windows):
+            raise InputError("a window of kind 'encoder' is the only one of its file; found others beside it")
         if len(self.windows) > MAX_WINDOWS:
             raise InputError(f"a bag file holds at most {MAX_WINDOWS} windows; found {len(self.windows)}")
         if self.dtype not in FEATURE_TYPES:

@@ -272,7 +272,12 @@ def _check_bag(bags: Bags, scan_id: str) -> None:
     if not np.isfinite(bag.features).all():
         bad = int((~np.isfinite(bag.features).all(axis=1)).sum())
         raise BagFileError(f"{where}: {bad} of {row.length} embeddings are not finite. Extract it again.")
-    if bag.slice.min() < -1 or bag.slice.max() >= row.n_slices:
+    whole = bags.header.whole_scans
+    if (
+        (whole and (len(bag) != 1 or bag.slice[0] != -1))
+        or (not whole and bag.slice.min() < 0)
+        or (bag.slice.max() >= row.n_slices)
+    ):
         raise BagFileError(
             f"{where}: slice indices {bag.slice.min()}..{bag.slice.max()} with {row.n_slices} slices. Extract it again."
         )

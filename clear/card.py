@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 MAX_HU = 3071  # of a 12-bit CT
+# arguments by which a library would fetch or unpickle weights of its own, past the strict load
+LOADING_SETTINGS = ("checkpoint", "pretrained", "cache", "features_only", "scriptable", "exportable", "no_jit")
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -42,14 +45,14 @@ class WeightSource:
     """Where an encoder's weights are found.
 
     kind `bundled`: `place` is a folder in this package; `hub`: a Hugging Face repository id, with `file` inside it (a
-    data set's is written `datasets/OWNER/NAME`); `url`: `place` is the address of `file`; `file`: a path; `none`: its
-    authors published none, and `place` says what to do. size_mb is what a download weighs; gated: the licence must be
+    data set's is written `datasets/OWNER/NAME`); `file`: a path; `none`: its authors published none, and `place`
+    says what to do. size_mb is what a download weighs; gated: the licence must be
     accepted on the repository's page first; verified says whether we have seen the file itself; sha256, output: what
     `clear models verify` must find, the digest of its tensors and the first values on its fixed input; empty when not
     known.
     """
 
-    kind: Literal["bundled", "hub", "url", "file", "none"]
+    kind: Literal["bundled", "hub", "file", "none"]
     place: str
     file: str = "model.safetensors"
     size_mb: float | None = None
@@ -57,6 +60,10 @@ class WeightSource:
     verified: bool = False
     sha256: str = ""
     output: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bundled", "hub", "file", "none"):
+            raise InputError(f"weights' source: kind is {self.kind!r}; expected bundled, hub, file or none")
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ class EncoderCard:
     unverified: str = ""
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if self.channels not in (1, 3) or not len(self.mean) == len(self.std) == self.channels:
             raise InputError(
                 f"encoder {self.name}: expected 1 or 3 channels with a mean and a std each; "
@@ -144,6 +152,35 @@ class EncoderCard:
                 f"encoder {self.name}: stem_mean and stem_std are three numbers each, of a card with 1 channel"
             )
 
+    def _check_kinds(self) -> None:
+        """Cards come from anywhere: raises InputError naming the field that holds another kind of value."""
+
+        def need(fits: bool, name: str, expected: str) -> None:
+            if not fits:
+                raise InputError(f"encoder {self.name}: {name} is {getattr(self, name)!r}; expected {expected}")
+
+        for name in ("name", "architecture", "trained_on", "licence", "citation", "unverified"):
+            need(isinstance(getattr(self, name), str), name, "text")
+        for name in ("dim", "input_size", "channels"):
+            need(type(getattr(self, name)) is int, name, "a whole number")
+        for name in ("bfloat16", "any_size"):
+            need(isinstance(getattr(self, name), bool), name, "true or false")
+        for name in ("mean", "std", "stem_mean", "stem_std"):
+            values = getattr(self, name)
+            numbers = isinstance(values, tuple) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+            need(numbers, name, "a list of numbers")
+            object.__setattr__(self, name, tuple(map(float, values)))  # one digest for 0 and 0.0
+        for name in ("ignored", "windows", "modalities", "planes"):
+            values = getattr(self, name)
+            words = isinstance(values, tuple) and all(isinstance(v, str) and v for v in values)
+            need(words, name, "a list of texts, none of them empty")
+        if (field_mm := self.field_of_view_mm) is not None:
+            need(type(field_mm) in (int, float) and 0 < field_mm < math.inf, "field_of_view_mm", "millimetres above 0")
+            object.__setattr__(self, "field_of_view_mm", float(field_mm))
+        need(isinstance(self.settings, Mapping), "settings", "a table of names and values")
+        loose = [key for key in self.settings if not isinstance(key, str) or key.startswith(LOADING_SETTINGS)]
+        need(not loose, "settings", f"no {', '.join(map(str, loose))}: weights are loaded by clear alone")
+
     @property
     def own_windows(self) -> tuple[Window, ...]:
         """The one window of an encoder that brings its own range of values, else nothing: the windows are the user's.
@@ -151,7 +188,7 @@ class EncoderCard:
         Its name and limits only describe; what is done is in `channel_windows` or `volume`.
         """
         if self.volume is not None:
-            return (Window(self.name, *self.volume.hu, kind="encoder"),)
+            return (Window("volume", *self.volume.hu, kind="encoder"),)
         if self.channel_windows:
             name = "+".join(window.name for window in self.channel_windows)
             low, high = min(w.low for w in self.channel_windows), max(w.high for w in self.channel_windows)
@@ -164,7 +201,7 @@ class EncoderCard:
     def preprocessing(self) -> dict[str, Any]:
         """What happens to a slice or volume before the network, beside the windows."""
         if self.volume is not None:
-            return {"volume": self.volume.as_dict()}
+            return {"volume": {key: value for key, value in self.volume.as_dict().items() if key != "planes"}}
         own: dict[str, Any] = {}
         if self.channel_windows:
             own["channel_windows"] = [window.as_dict() for window in self.channel_windows]
@@ -218,13 +255,13 @@ class EncoderCard:
             source = dict(values["source"])
             values["source"] = WeightSource(**{**source, "output": tuple(source.get("output", ()))})
             for name in ("mean", "std", "stem_mean", "stem_std", "ignored", "windows", "modalities", "planes"):
-                if name in values:
+                if isinstance(values.get(name), list):
                     values[name] = tuple(values[name])
             values["channel_windows"] = tuple(Window.from_dict(w) for w in values.get("channel_windows", ()))
             if values.get("volume") is not None:
                 values["volume"] = VolumeInput.from_dict(values["volume"])
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{origin}: a field is missing or of the wrong kind ({error})") from error
 
 

@@ -1,4 +1,4 @@
-"""Weights: found on this machine or the hub, opened safely, loaded strictly.
+"""Checkpoints: opened safely, unwrapped, loaded strictly.
 
 Only formats that cannot run code are opened: safetensors, and PyTorch files through `weights_only=True`. A tensor that
 is missing, surplus or of another shape is an error that names it.
@@ -8,89 +8,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
-import socket
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from clear.errors import WeightsError
 
-if TYPE_CHECKING:
-    from clear.card import EncoderCard
-
-WEIGHTS_ENVIRONMENT = "CLEAR_WEIGHTS"
-HUB_TIMEOUT_S = 10
-CONNECT_TIMEOUT_S = 1.0
-BUNDLED = Path(__file__).parent / "weights"
-
-
 Branch = Literal["base", "momentum", "student", "teacher"]
-
-
-@dataclass(frozen=True)
-class FoundWeights:
-    """A file of weights, the card that goes with them, and one line that says what they are."""
-
-    path: Path
-    card: EncoderCard
-    note: str
-
-
-def find_weights(card: EncoderCard, weights: Path | None = None) -> FoundWeights:
-    """The file that holds a card's weights: `weights` if given, else $CLEAR_WEIGHTS, the package, the cache, the hub.
-
-    $CLEAR_WEIGHTS is a folder with `NAME.safetensors`, or the file under its author's name. Weights that come with the
-    package bring a card of their own. Raises WeightsError at once when nothing is there, saying which file to fetch and
-    where to put it.
-    """
-    if weights is not None:
-        if not weights.is_file():
-            raise WeightsError(f"--weights {weights}: no such file; expected a .safetensors or PyTorch checkpoint")
-        return FoundWeights(weights, card, f"weights given by the user: {weights.name}")
-    place = local_weights(card)
-    if place is not None and card.source.kind == "bundled" and place.parent == BUNDLED / card.source.place:
-        from clear.card import read_card
-
-        own = replace(read_card(place.parent), name=card.name)
-        return FoundWeights(place, own, own.trained_on)
-    if place is not None:
-        beside = f" (from ${WEIGHTS_ENVIRONMENT})" if _given_folder() in place.parents else ""
-        return FoundWeights(place, card, f"{card.trained_on}{beside}")
-    return FoundWeights(_download(card), card, card.trained_on)
-
-
-def local_weights(card: EncoderCard) -> Path | None:
-    """Where a card's weights are on this machine, without the network; None when they are not."""
-    source = card.source
-    if (folder := _given_folder()) is not None:
-        for name in (f"{_file_name(card)}.safetensors", source.file):
-            if (place := folder / name).is_file():
-                return place
-    if source.kind == "bundled":
-        place = BUNDLED / source.place / source.file
-        return place if place.is_file() else None
-    if source.kind == "file":
-        return Path(source.place) if Path(source.place).is_file() else None
-    if source.kind == "hub":
-        from huggingface_hub import try_to_load_from_cache
-
-        repository, kind = _repository(source.place)
-        cached = try_to_load_from_cache(repository, source.file, repo_type=kind)
-        return Path(cached) if isinstance(cached, str) else None
-    place = torch_cache() / source.file
-    return place if source.kind == "url" and place.is_file() else None
-
-
-def torch_cache() -> Path:
-    """Where torch.hub keeps files fetched by address."""
-    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def read_tensors(path: Path, branch: Branch | None = None) -> dict[str, Tensor]:
@@ -196,9 +123,14 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], origin: str
 
 
 def digest_of(network: nn.Module) -> str:
-    """sha256 over names, shapes and values of all tensors, in the order of their names."""
+    """sha256 over names, shapes and values of all tensors, in the order of their names.
+
+    BatchNorm's count of batches is left out: it says how long a training was and moves nothing.
+    """
     sha = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
+        if name.endswith("num_batches_tracked"):
+            continue
         array = tensor.detach().cpu().contiguous().numpy()
         sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         sha.update(array.tobytes())
@@ -212,77 +144,3 @@ def _some(names: list[str]) -> str:
 
 def _mapping(content: object, key: str) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
-
-
-def _repository(place: str) -> tuple[str, str]:
-    """A repository id and its kind; weights in a data set's repository are written `datasets/OWNER/NAME`."""
-    is_data = place.startswith("datasets/")
-    return place.removeprefix("datasets/"), "dataset" if is_data else "model"
-
-
-def _given_folder() -> Path | None:
-    folder = os.environ.get(WEIGHTS_ENVIRONMENT)
-    return Path(folder) if folder else None
-
-
-def _file_name(card: EncoderCard) -> str:
-    return card.name.replace("/", "_").replace(":", "_")
-
-
-def _download(card: EncoderCard) -> Path:
-    """The file of the hub or of an address; whatever stands in the way, the answer says how to get it by hand."""
-    source = card.source
-    if source.kind in ("bundled", "file"):
-        raise WeightsError(f"encoder {card.name}: its weights {source.file} are missing at {source.place}")
-    if source.kind == "none":
-        raise WeightsError(
-            f"encoder {card.name}: its authors have published no weights. {source.place} "
-            f"Pass a checkpoint with --weights FILE, or put it as {_file_name(card)}.safetensors into the folder that "
-            f"${WEIGHTS_ENVIRONMENT} names"
-        )
-    page = f"https://huggingface.co/{source.place}" if source.kind == "hub" else source.place
-    size = f" ({source.size_mb:.0f} MB)" if source.size_mb else ""
-    gate = f"Accept its licence at {page} first. " if source.gated else ""
-    help_text = (
-        f"encoder {card.name}: its weights are not on this machine and could not be fetched. {gate}"
-        f"Fetch {source.file}{size} from {page} and pass it with --weights, "
-        f"or put it as {_file_name(card)}.safetensors into the folder that ${WEIGHTS_ENVIRONMENT} names "
-        f"(a file under its own name, {Path(source.file).name}, is found there too). "
-        f"Licence: {card.licence or 'see there'}"
-    )
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE") or not _reachable(page):
-        raise WeightsError(help_text)
-    try:
-        if source.kind == "hub":
-            from huggingface_hub import hf_hub_download
-
-            repository, kind = _repository(source.place)
-            return Path(hf_hub_download(repository, source.file, repo_type=kind, etag_timeout=HUB_TIMEOUT_S))
-        target = torch_cache() / source.file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(source.place, str(target))  # writes aside, then renames
-        return target
-    except Exception as error:  # the clients raise many kinds; each means the same to the user
-        raise WeightsError(help_text) from error
-
-
-def _reachable(page: str) -> bool:
-    """Whether the page's host takes a connection within a moment: the hub's own client tries for minutes.
-
-    In a thread, because looking up a name knows no time limit. Behind a proxy or a mirror only the client can tell.
-    """
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HF_ENDPOINT")):
-        return True
-    answers: list[bool] = []
-
-    def connect() -> None:
-        try:
-            socket.create_connection((urlsplit(page).hostname or "", 443), timeout=CONNECT_TIMEOUT_S).close()
-        except OSError:
-            return
-        answers.append(True)
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_TIMEOUT_S)
-    return bool(answers)

@@ -223,13 +223,22 @@ def models_convert(
             "--set", help="FIELD=VALUE of the card, as in input_size=256 or settings.num_heads=8; repeatable."
         ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a card that is there.")] = False,
 ) -> None:
     """Make an encoder card of a checkpoint (MoCo, LeCL, DINO, official, open_clip or Hugging Face files)."""
     from clear.arguments import named_values
     from clear.models import convert
 
-    changes = named_values(set_ or [], "--set")
-    made = convert(checkpoint, card, arch=arch, branch=branch, name=name, trained_on=trained_on, changes=changes)
+    made = convert(
+        checkpoint,
+        card,
+        arch=arch,
+        branch=branch,
+        name=name,
+        trained_on=trained_on,
+        changes=named_values(set_ or [], "--set"),
+        overwrite=overwrite,
+    )
     print(
         f"{card / 'card.json'}: {made.name}, {made.architecture}, {made.dim} values, {made.pooling.replace('_', ' ')}"
     )

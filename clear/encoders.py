@@ -88,6 +88,22 @@ def _paper(
     )
 
 
+def _vmamba(size: str, dim: int, release: str) -> EncoderCard:
+    """VMamba as published on ImageNet: the mean over positions of the normed last map."""
+    where = f"Its authors' releases on github.com/MzeroMiko/VMamba have it as {release}."
+    return EncoderCard(
+        name=f"vmamba-{size}",
+        architecture=f"vmamba:{size}",
+        dim=dim,
+        source=WeightSource("none", where, f"{release}.pth"),
+        trained_on=_IMAGENET,
+        pooling="native",
+        licence="MIT",
+        citation=_VMAMBA,
+        unverified="this generation of the network (v05_noz) against numbers of its own class",
+    )
+
+
 def _vit(name: str, size: str, dim: int, hub: str, size_mb: float) -> EncoderCard:
     """ViT of the AugReg recipe: class token after the final norm, 0.5 normalisation."""
     return EncoderCard(
@@ -150,14 +166,17 @@ def _dinov3(name: str, size: str, dim: int, size_mb: float) -> EncoderCard:
     )
 
 
-def _radio_dino(name: str, size: str, dim: int, source: WeightSource, unverified: str = "") -> EncoderCard:
+def _radio_dino(
+    name: str, size: str, dim: int, source: WeightSource, unverified: str = "", patch: int = 16
+) -> EncoderCard:
     """Radio DINO: DINO on RadImageNet's 8-bit CT, MR and ultrasound slices; windows were the readers' own."""
     return EncoderCard(
         name=name,
-        architecture=f"timm:vit_{size}_patch16_224",
+        architecture=f"timm:vit_{size}_patch16_224",  # the one that timm has; its patch is a setting
         dim=dim,
         source=source,
         trained_on="trained on RadImageNet (1.35 million CT, MR and ultrasound slices)",
+        settings={} if patch == 16 else {"patch_size": patch},
         positions="dinov2",
         ignored=("head.",),
         licence="CC-BY-4.0",
@@ -218,6 +237,8 @@ def _merlin(name: str, dim: int, output: str) -> EncoderCard:
     )
 
 
+_LINKED = WeightSource("none", "Its authors link it on a file-sharing site only (see their repository).", "weights.pth")
+
 _ENTRIES: tuple[EncoderCard, ...] = (
     # --- the CLEAR paper's own ---
     _paper(  # without --weights: the small untrained stand-in that comes with the package, and its own card
@@ -246,6 +267,9 @@ _ENTRIES: tuple[EncoderCard, ...] = (
     _mambaout("tiny", 576, 106.2),
     _mambaout("small", 576, 194.0),
     _mambaout("base", 768, 339.3),
+    _vmamba("tiny", 768, "vssm1_tiny_0230s"),
+    _vmamba("small", 768, "vssm1_small_0229s"),
+    _vmamba("base", 1024, "vssm1_base_0229s"),
     _vit("vit-s", "small", 384, "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", 88.2),
     _vit("vit-b", "base", 768, "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", 346.3),
     _dino("dino-s16", "small", 16, 384, 86.7),
@@ -268,6 +292,7 @@ _ENTRIES: tuple[EncoderCard, ...] = (
         source=WeightSource("hub", "timm/resnet50.a1_in1k", size_mb=102.5),
         trained_on=_IMAGENET,
         pooling="mean",
+        bfloat16=False,
         ignored=("fc.",),
         licence="Apache-2.0",
         citation=_RESNET,
@@ -308,19 +333,16 @@ _ENTRIES: tuple[EncoderCard, ...] = (
         std=INCEPTION_STD,
         resize="bilinear",
         pooling="mean",
+        bfloat16=False,
         ignored=("fc.",),
         licence="MIT by the mirror's page; the weights' own terms are not stated there",
         citation=_RADIMAGENET,
         unverified="that the mirror's file is the authors' PyTorch one; 0.5 normalisation is the authors' notebook's, "
         "the mirror's page names ImageNet's",
     ),
-    _radio_dino(
-        "radio-dino-t",
-        "tiny",
-        192,
-        WeightSource("none", "Its authors link it on a file-sharing site only (see their repository).", "tiny.pth"),
-        "no hub repository was found",
-    ),
+    _radio_dino("radio-dino-t", "tiny", 192, _LINKED, "no hub repository was found"),
+    _radio_dino("radio-dino-t-sp", "tiny", 192, _LINKED, "its patch, taken as 8; no hub repository was found", 8),
+    _radio_dino("radio-dino-s-sp", "small", 384, _LINKED, "its patch, taken as 8; no hub repository was found", 8),
     _radio_dino("radio-dino-s", "small", 384, WeightSource("hub", "Snarcy/RadioDino-s16", size_mb=86.7)),
     _radio_dino(
         "radio-dino-b", "base", 768, WeightSource("hub", "Snarcy/RadioDino-b16", size_mb=343.2), "the hub's file name"

@@ -8,16 +8,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from clear.card import WEIGHTS_FILE, EncoderCard, write_card
+from clear.card import CARD_FILE, WEIGHTS_FILE, EncoderCard, write_card
+from clear.errors import InputError
 
 
-def export_encoder(card: EncoderCard, network: torch.nn.Module, folder: Path, *, half: bool = False) -> Path:
+def export_encoder(
+    card: EncoderCard, network: torch.nn.Module, folder: Path, *, half: bool = False, overwrite: bool = False
+) -> Path:
     """Write `folder/weights.safetensors` and `folder/card.json`; returns the card's path.
 
     Tensor names are those of the architecture's own library. half: store float16, half the size; loading returns to
-    float32. Each file is written aside and renamed, the card last.
+    float32. Each file is written aside and renamed, the card last, so that no card ever stands beside other weights.
+    Raises InputError when the folder holds a card and `overwrite` is not given.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / CARD_FILE).exists() and not overwrite:
+        raise InputError(f"{folder}: holds an encoder card already. Name another folder, or give --overwrite")
     tensors = {}
     for name, tensor in network.state_dict().items():
         stored = tensor.detach().cpu().contiguous()
@@ -27,5 +33,6 @@ def export_encoder(card: EncoderCard, network: torch.nn.Module, folder: Path, *,
         stream.write(save(tensors))
         stream.flush()
         os.fsync(stream.fileno())
+    (folder / CARD_FILE).unlink(missing_ok=True)
     aside.replace(folder / WEIGHTS_FILE)
     return write_card(card, folder)

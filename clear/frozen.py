@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from clear.backbones import build, convert, fitted_card
-from clear.card import EncoderCard, read_card
-from clear.checkpoints import digest_of, find_weights, load_strictly, read_tensors
-from clear.encoders import ENCODERS
+from clear.card import EncoderCard
+from clear.checkpoints import digest_of, load_strictly, read_tensors
 from clear.errors import InputError, ScanRefused
 from clear.slices import prepare
+from clear.sources import find_card, find_weights
 from clear.volume import Volume
 from clear.volume_input import prepare_volume
 from clear.windows import Window, check_windows, default_windows
@@ -29,7 +28,7 @@ DEFAULT_BATCH = 16
 def load_encoder(
     name: str, weights: Path | str | None = None, *, device: str = "auto", precision: str = "auto"
 ) -> Encoder:
-    """The encoder called `name` (see `clear.encoders`), or of a card (path to card.json or its folder), with weights.
+    """The encoder called `name` (see `clear.sources.find_card`), with weights.
 
     weights: a checkpoint instead of the encoder's own. device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
     precision: `auto` (bfloat16 where the hardware multiplies it natively, else float32), `float32` or `bfloat16`.
@@ -42,29 +41,6 @@ def load_encoder(
     network = build(card)
     load_strictly(network, convert(card, tensors, network), str(found.path))
     return Encoder(card, network, found.note, device=device, precision=precision)
-
-
-def find_card(name: str) -> EncoderCard:
-    """A registered card by name, that of any timm model as `timm:MODEL`, or one read from a path.
-
-    Raises InputError listing the names that exist.
-    """
-    if name in ENCODERS:
-        return ENCODERS[name]
-    family, _, model = name.partition(":")
-    if family == "timm" and model:
-        from clear.backbones.timm_models import card_of
-
-        return card_of(model)
-    path = Path(name)
-    if path.suffix == ".json" or path.is_dir():
-        return read_card(path)
-    close = get_close_matches(name, ENCODERS, n=3)
-    meant = f" Did you mean {' or '.join(close)}?" if close else ""
-    raise InputError(
-        f"--model {name}: no such encoder.{meant} Expected one of {', '.join(ENCODERS)}; timm:MODEL for any of timm's; "
-        "or the path of an encoder card"
-    )
 
 
 class Encoder:
@@ -95,6 +71,10 @@ class Encoder:
             self.network.to(memory_format=torch.channels_last)
         if self.precision == "bfloat16" and getattr(network, "rounds_weights", False):
             _round_products(self.network)
+        if self.precision == "bfloat16" and self.device.type == "cpu" and not _has_amx():
+            from clear.backbones.vit_attention import use_plain_attention
+
+            use_plain_attention(self.network)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -254,5 +234,8 @@ def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware: GPUs from Ampere on, CPUs with AMX-bf16 or AVX512-bf16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # torch has no public name for these
-    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+    return _has_amx() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def _has_amx() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # torch has no public name for it

@@ -7,13 +7,14 @@ as its authors publish it; `verify` loads an encoder and compares it with what i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from clear.card import WEIGHTS_FILE, EncoderCard, WeightSource
 from clear.encoders import ENCODERS
 from clear.errors import InputError, WeightsError
+from clear.sources import as_installed, find_card, from_package, local_weights
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
     from clear.volume import Volume
 
 SHOWN = 6  # values of an output that are shown and compared
-OUTPUT_RTOL, OUTPUT_ATOL = 1e-3, 1e-3  # between processors; another input or pooling moves values by far more
+TOLERANCE = 1e-3  # of the output's own spread, between processors; another input or pooling moves values by far more
 
 ABSENT = {
     "hub": "on the hub",
-    "url": "on its authors' page",
     "none": "not published",
     "file": "missing",
     "bundled": "missing in the package",
@@ -69,8 +69,6 @@ def _short(text: str, limit: int) -> str:
 
 def describe(name: str) -> dict[str, str]:
     """Everything a card says, by field, for reading. Raises InputError for an unknown name."""
-    from clear.frozen import find_card
-
     registered = find_card(name)
     card, source = as_installed(registered), registered.source
     is_slices = card.volume is None
@@ -118,21 +116,10 @@ def window_text(card: EncoderCard) -> str:
 
 def weights_text(card: EncoderCard) -> str:
     """Where the weights are on this machine, or how they come here."""
-    from clear.checkpoints import BUNDLED, local_weights
-
     place = local_weights(card)
     if place is not None:
-        return "in the package" if BUNDLED in place.parents else str(place)
+        return "in the package" if from_package(place) else str(place)
     return ABSENT[card.source.kind] + (", licence to accept there" if card.source.gated else "")
-
-
-def as_installed(card: EncoderCard) -> EncoderCard:
-    """The card that `--model NAME` means here: that of the package's own weights where nothing stands before them."""
-    from clear.card import read_card
-    from clear.checkpoints import BUNDLED, local_weights
-
-    place = local_weights(card)
-    return replace(read_card(place.parent), name=card.name) if place and BUNDLED in place.parents else card
 
 
 def convert(
@@ -144,6 +131,7 @@ def convert(
     name: str | None = None,
     trained_on: str | None = None,
     changes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> EncoderCard:
     """A checkpoint as its authors publish it (MoCo, LeCL, DINO, official, open_clip, Hugging Face) as an encoder card.
 
@@ -151,13 +139,13 @@ def convert(
     family is recognised by the tensors' names, and size and width are read off their shapes. branch: `momentum` or
     `student` instead of the trained encoder or the teacher. name, trained_on: what the card says. changes: fields of
     the card, for what shapes do not tell (`input_size`, `pooling`, `mean`, `settings.num_heads`, ...).
-    Returns the card that was written. Raises WeightsError when the tensors fit no family, or not the one named.
+    overwrite: replace a card that is there. Returns the card that was written. Raises WeightsError when the tensors fit
+    no family, or not the one named, InputError when the folder holds a card already.
     """
     from clear.backbones import build, fitted_card
     from clear.backbones import convert as renamed
     from clear.checkpoints import Branch, load_strictly, read_tensors
     from clear.export import export_encoder
-    from clear.frozen import find_card
 
     if branch not in (None, *get_args(Branch)):
         raise InputError(f"--branch {branch}: expected one of {', '.join(get_args(Branch))}")
@@ -173,28 +161,37 @@ def convert(
         source=WeightSource("file", WEIGHTS_FILE, WEIGHTS_FILE),
         any_size=False,
         ignored=(),
-        unverified="" if arch else f"preprocessing and pooling, taken as those of {base.name}",
+        licence="of the checkpoint that was converted",
+        unverified="" if arch else f"what shapes do not tell, taken as that of {base.name}: {_guessed(card)}",
     )
-    export_encoder(card, network, folder)
+    export_encoder(card, network, folder, overwrite=overwrite)
     return card
 
 
+def _guessed(card: EncoderCard) -> str:
+    """What of a recognised card is an assumption."""
+    heads = card.settings.get("num_heads")
+    return "preprocessing, pooling" + (f", {heads} attention heads, positions as {card.positions}" if heads else "")
+
+
 def recognised(tensors: Mapping[str, Any], origin: str) -> EncoderCard:
-    """A registered card of the family that these tensors are of, taking any size.
+    """A registered card of the kind that these tensors are of, taking any size: the first whose positions agree too.
 
     Raises WeightsError when no family knows them; then `--arch` must name one.
     """
-    from clear.backbones import variant
+    from clear.backbones import kind, variant
 
     seen = set()
     for card in ENCODERS.values():
-        family = card.architecture.partition(":")[0]
-        if family in seen:
+        likeness = kind(card), card.positions
+        if likeness in seen:
             continue
-        seen.add(family)
+        seen.add(likeness)
         try:
-            variant(card, tensors)
+            found = variant(card, tensors)
         except WeightsError:
+            continue
+        if (kind(found), found.positions) != likeness:
             continue
         return replace(card, any_size=True, windows=(), modalities=(), planes=(), licence="", citation="")
     raise WeightsError(
@@ -204,19 +201,22 @@ def recognised(tensors: Mapping[str, Any], origin: str) -> EncoderCard:
 
 
 def with_changes(card: EncoderCard, changes: Mapping[str, Any]) -> EncoderCard:
-    """The card with fields set, those of `settings` as `settings.NAME`; lists become tuples.
+    """The card with fields set as its JSON spells them, those of `settings` as `settings.NAME`.
 
-    Raises InputError for a field that a card does not have.
+    Raises InputError for a field that a card does not have, or a value that it cannot take.
     """
-    known = {field.name for field in fields(card)}
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
-    own: dict[str, Any] = {key: value for key, value in plain.items() if not key.startswith("settings.")}
-    if surplus := sorted(set(own) - known):
-        raise InputError(f"--set {surplus[0]}: a card has no such field; expected one of {', '.join(sorted(known))}")
-    inner = {key.removeprefix("settings."): value for key, value in plain.items() if key.startswith("settings.")}
-    if inner:
-        own["settings"] = {**card.settings, **inner}
-    return replace(card, **own)
+    if not changes:
+        return card
+    data = card.as_dict()
+    known = sorted(set(data) - {"format", "version"})
+    for key, value in changes.items():
+        name, dot, inner = key.partition(".")
+        if name not in known or (dot and name != "settings"):
+            raise InputError(
+                f"--set {key}: a card has no such field; expected settings.NAME or one of {', '.join(known)}"
+            )
+        data[name] = {**data[name], inner: value} if dot else value
+    return EncoderCard.from_dict(data, "--set")
 
 
 @dataclass(frozen=True)
@@ -249,26 +249,20 @@ def verify(name: str, weights: Path | str | None = None) -> Verified:
     import numpy as np
 
     from clear.checkpoints import digest_of
-    from clear.frozen import find_card, load_encoder
+    from clear.frozen import load_encoder
 
     encoder = load_encoder(name, weights, device="cpu", precision="float32")
     digest = digest_of(encoder.network)
     output = encoder.encode(fixed_volume())[0]
     first = tuple(float(value) for value in output[:SHOWN])
-    known = find_card(name).source if weights is None and from_package(name) else encoder.card.source
+    known = find_card(name).source
+    if known.kind == "bundled" and (weights is not None or not from_package(local_weights(find_card(name)))):
+        known = replace(known, sha256="", output=())  # what it holds is of the package's own file
     agrees: bool | None = None
     if known.sha256 or known.output:
-        same = not known.output or bool(np.allclose(first, known.output, rtol=OUTPUT_RTOL, atol=OUTPUT_ATOL))
+        same = not known.output or bool(np.allclose(first, known.output, rtol=0, atol=TOLERANCE * output.std()))
         agrees = same and (not known.sha256 or known.sha256 == digest)
     return Verified(encoder.name, digest, first, agrees)
-
-
-def from_package(name: str) -> bool:
-    """Whether `--model NAME` loads weights that come with the package."""
-    from clear.checkpoints import BUNDLED, local_weights
-
-    place = local_weights(ENCODERS[name]) if name in ENCODERS else None
-    return place is not None and BUNDLED in place.parents
 
 
 def fixed_volume() -> Volume:

@@ -75,6 +75,9 @@ class VolumeInput:
         known = isinstance(self.axes, str) and sorted(LETTERS.get(letter, (-1, 0))[0] for letter in self.axes)
         need(known == [0, 1, 2], "axes", "three letters, one each of R/L, A/P and I/S, such as 'RAS'")
         need(self.grid in Grid.__args__, "grid", " or ".join(Grid.__args__))  # type: ignore[attr-defined]  # typing.Literal has it
+        for name in ("spacing_mm", "out"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))  # one digest for 3 and 3.0
+        object.__setattr__(self, "pad", float(self.pad))
         need(self.clip in Clip.__args__, "clip", " or ".join(Clip.__args__))  # type: ignore[attr-defined]  # typing.Literal has it
 
     @property

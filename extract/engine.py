@@ -60,7 +60,8 @@ def extract(
     usable = [scan for scan in found if scan.verdict == "use"]
     if not usable and not any(scan.verdict == "refused" for scan in found):
         raise InputError(f"{source}: no scan that can be used; {_reasons(found)}")
-    chosen = choose_windows(windows, usable) if usable else ()
+    theirs = [encoder for encoder in encoders if not encoder.card.own_windows]
+    chosen = choose_windows(windows, usable) if usable and theirs else ()
     settings = Settings(chosen, windows is not None, batch)
     headers: list[BagHeader | None] = [None] * len(encoders)  # without a usable scan only the record is written
     if usable:

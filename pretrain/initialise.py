@@ -137,7 +137,7 @@ def main(folder: str) -> None:
     network = filter_bank_network(card)
     patients = [draw_patient(seed=10_000, index=index, matrix=256, slices=14) for index in range(3)]
     centre_embeddings(network, card, [patient.series[0].volume for patient in patients])
-    print(export_encoder(card, network, Path(folder), half=True))
+    print(export_encoder(card, network, Path(folder), half=True, overwrite=True))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,15 @@ def fitted_card(card: EncoderCard, tensors: dict[str, torch.Tensor]) -> EncoderC
     Width, depth and the like come from the tensors, the input's size and all else from the card. Raises WeightsError
     when the tensors are of another family.
     """
-    return variant(card, tensors) if card.any_size else card
+    if not card.any_size:
+        return card
+    found = variant(card, tensors)
+    if kind(found) != kind(card):
+        raise WeightsError(
+            f"encoder {card.name}: the weights are of a {kind(found)}, not of a {kind(card)}; choose the encoder "
+            "that they belong to (see `clear models`)"
+        )
+    return found
 
 
 def variant(card: EncoderCard, tensors: Mapping[str, torch.Tensor]) -> EncoderCard:
@@ -65,6 +73,12 @@ def variant(card: EncoderCard, tensors: Mapping[str, torch.Tensor]) -> EncoderCa
     if card.pooling == "class_patch_mean":
         found["dim"] *= 2
     return replace(card, **found)
+
+
+def kind(card: EncoderCard) -> str:
+    """The family, within timm the part of a model's name before its size."""
+    family, _, model = card.architecture.partition(":")
+    return model.partition("_")[0] if family == "timm" else family
 
 
 def _family(card: EncoderCard) -> str:

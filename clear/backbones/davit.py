@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clear.backbones.huggingface import to_timm
+from clear.backbones.residual import keep_float32
 from clear.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ class DaViTEncoder(nn.Module):
         super().__init__()
         self.network = network
         network.head.fc = nn.Linear(network.num_features, dim, bias=False)
-        for module in (network.stem, *(stage.downsample for stage in network.stages)):
-            module.register_forward_hook(_keep_float32)
+        keep_float32(network.stem, *(stage.downsample for stage in network.stages))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, S, S) to (N, d), each of length 1. S a multiple of 32."""
@@ -42,11 +42,6 @@ class DaViTEncoder(nn.Module):
         """(N, 3, S, S) to (N, S/32, S/32, width), before the final LayerNorm, which follows the mean."""
         features: Tensor = self.network.forward_features(x)
         return features.permute(0, 2, 3, 1)
-
-
-def _keep_float32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Under bfloat16 autocast the sum that runs past all blocks stays float32; the products stay bfloat16."""
-    return output.float()
 
 
 def build(card: EncoderCard) -> nn.Module:

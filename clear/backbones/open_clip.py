@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clear.backbones.positions import resize_positions
 from clear.backbones.vit_attention import last_attention, patch_map
 from clear.errors import InputError, WeightsError
 
@@ -127,13 +127,8 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
         out = {name: tensor for name, tensor in out.items() if not name.startswith("head.")}
     key = "trunk.pos_embed"
     if key in out and _is_square(out[key], tower.prefix_tokens) and out[key].shape != tower.trunk.pos_embed.shape:
-        out[key] = resample_abs_pos_embed(
-            out[key].float(),
-            new_size=list(tower.trunk.patch_embed.grid_size),
-            num_prefix_tokens=tower.prefix_tokens,
-            interpolation="bicubic",
-            antialias=True,
-        )
+        # open_clip leaves it to timm: bicubic to the exact size, antialiased, as DINOv2 with registers does
+        out[key] = resize_positions(out[key], tower.trunk.patch_embed.grid_size[0], "dinov2_registers")
     return out
 
 

@@ -21,6 +21,7 @@ from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clear.backbones.residual import keep_float32
 from clear.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Sam2Encoder(nn.Module):
         trunk.head = nn.Identity()  # timm's own, absent from SAM 2
         for block in trunk.blocks:
             if block.dim != block.dim_out:
-                block.proj.register_forward_hook(_keep_float32)
+                keep_float32(block.proj)  # where a stage begins, a projection starts the sum anew
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, d)."""
@@ -110,11 +111,6 @@ class Sam2Encoder(nn.Module):
         third, fourth = self.trunk.forward_intermediates(x, indices=[2, 3], output_fmt="NHWC", intermediates_only=True)
         features: Tensor = self.neck(third, fourth)
         return features.permute(0, 2, 3, 1)
-
-
-def _keep_float32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Where a stage begins, a projection starts the residual sum anew; under autocast it would go on in bfloat16."""
-    return output.float()
 
 
 def build(card: EncoderCard) -> nn.Module:

@@ -29,29 +29,24 @@ LOG2_E = math.log2(math.e)
 # more than the step. Blocks of steps are split, and sized for the cache. Neither matters so on a GPU.
 _STEP_ON_CPU, _BLOCK_ON_CPU = 1 << 15, 1 << 20
 _STEP_ELSEWHERE, _BLOCK_ELSEWHERE = 1 << 24, 1 << 26
-_PATHS_ON_CPU, _PATHS_ELSEWHERE = 10_000_000, 160_000_000  # numbers in one tensor of the four paths of some images
+_PATHS_ON_CPU, _PATHS_ELSEWHERE = 5_000_000, 160_000_000  # numbers in one tensor of the four paths of some images
 
 
 def selective_scan(u: Tensor, steps: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """y of the recurrence above, (L, N, K, D), for N images and K independent groups of D channels with S states.
 
     u: input, (L, N, K, D); steps: delta before its softplus, (L, N, K, D); a: (K, S, D), negative;
-    b, c: (L, N, K, S). Any strides; all of one dtype, float32 or float64: the caller widens, since a product of
+    b, c: (L, N, K, S). Any strides. Half precision is widened and y is float32 then, in autocast too: a product of
     thousands of bfloat16 factors means nothing. Differentiable once, keeping about sqrt(L) of the L states.
 
     With `mamba-ssm` installed its kernel does the work on a GPU; everywhere else PyTorch does.
     """
-    if u.is_cuda and (kernel := _mamba_kernel()) is not None:
-        return through_kernel(kernel, u, steps, a, b, c)
-    per_group = a.numel() // len(a)
-    limit = _STEP_ON_CPU if u.device.type == "cpu" else _STEP_ELSEWHERE
-    images, groups = max(1, limit // a.numel()), max(1, limit // per_group)
-    scan = _Scan.apply if torch.is_grad_enabled() else _scan
-    parts = []
-    for of_images in zip(*(torch.split(x, images, dim=1) for x in (u, steps, b, c)), strict=True):
-        of_groups = zip(*(torch.split(x, groups, dim=2) for x in of_images), torch.split(a, groups), strict=True)
-        parts.append(_joined([scan(u_, steps_, a_, b_, c_) for u_, steps_, b_, c_, a_ in of_groups], dim=2))
-    return _joined(parts, dim=1)
+    wide = torch.promote_types(u.dtype, torch.float32)
+    u, steps, a, b, c = (x.to(wide) for x in (u, steps, a, b, c))
+    with torch.autocast(u.device.type, enabled=False):
+        if u.is_cuda and (kernel := _mamba_kernel()) is not None:
+            return through_kernel(kernel, u, steps, a, b, c)
+        return _in_parts(u, steps, a, b, c)
 
 
 def scan_image(x: Tensor, projection: Tensor, to_steps: Tensor, step_bias: Tensor, a: Tensor, skip: Tensor) -> Tensor:
@@ -61,11 +56,14 @@ def scan_image(x: Tensor, projection: Tensor, to_steps: Tensor, step_bias: Tenso
     position R numbers for the step sizes, then B and C; to_steps (4, D, R) and step_bias (4, D) make the steps of those
     R; a: (4, S, D); skip: (4, D), by which each path adds its input. VMamba, section 4.2; MzeroMiko/VMamba, class SS2D.
     """
-    if torch.is_grad_enabled():
-        return _scan_images(x, projection, to_steps, step_bias, a, skip)
-    # What four paths of a whole batch weigh never exists at once.
-    images = max(1, (_PATHS_ON_CPU if x.device.type == "cpu" else _PATHS_ELSEWHERE) // (DIRECTIONS * x[0].numel()))
-    return _joined([_scan_images(part, projection, to_steps, step_bias, a, skip) for part in torch.split(x, images)], 0)
+    x = x.to(a.dtype)
+    images = len(x)
+    if not torch.is_grad_enabled():  # what four paths of a whole batch weigh need not exist at once
+        images = max(1, (_PATHS_ON_CPU if x.device.type == "cpu" else _PATHS_ELSEWHERE) // (DIRECTIONS * x[0].numel()))
+    with torch.autocast(x.device.type, enabled=False):
+        return _joined(
+            [_scan_images(part, projection, to_steps, step_bias, a, skip) for part in torch.split(x, images)], 0
+        )
 
 
 def _scan_images(x: Tensor, projection: Tensor, to_steps: Tensor, step_bias: Tensor, a: Tensor, skip: Tensor) -> Tensor:
@@ -111,6 +109,18 @@ def _mamba_kernel() -> Callable[..., Tensor] | None:
     return kernel
 
 
+def _in_parts(u: Tensor, steps: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """y, so many images and groups at a time that a step stays as small as it should."""
+    limit = _STEP_ON_CPU if u.device.type == "cpu" else _STEP_ELSEWHERE
+    images, groups = max(1, limit // a.numel()), max(1, limit // a[0].numel())
+    scan = _Scan.apply if torch.is_grad_enabled() else _scan
+    parts = []
+    for of_images in zip(*(torch.split(x, images, dim=1) for x in (u, steps, b, c)), strict=True):
+        of_groups = zip(*(torch.split(x, groups, dim=2) for x in of_images), torch.split(a, groups), strict=True)
+        parts.append(_joined([scan(u_, steps_, a_, b_, c_) for u_, steps_, b_, c_, a_ in of_groups], dim=2))
+    return _joined(parts, dim=1)
+
+
 class _Scan(torch.autograd.Function):
     """The scan, with a backward pass that makes the states again, block by block, from those kept between blocks."""
 
@@ -125,33 +135,39 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         """From the last step to the first, g[t] = dL/dh[t] = C[t] dL/dy[t] + exp(delta[t+1] A) g[t+1]."""
-        u, steps, a, b, c, kept = ctx.saved_tensors
-        grad_u, grad_steps, grad_b, grad_c = (torch.empty_like(x) for x in (u, steps, b, c))
-        grad_a, a_log2 = torch.zeros_like(a), a * LOG2_E
-        block = _block_of(len(u))
-        from_later = torch.zeros_like(kept[0])
-        for index in reversed(range(len(kept))):
-            span = slice(index * block, (index + 1) * block)
-            delta = _softplus(steps[span])
-            driven = delta * u[span]
-            decay = _decays(delta, a_log2)
-            states = torch.cat([kept[index : index + 1], driven.unsqueeze(-2) * b[span].unsqueeze(-1)])
-            _run(decay.unbind(), states[1:].unbind(), states[0])
+        with torch.autocast(grad.device.type, enabled=False):
+            return _gradients(grad, *ctx.saved_tensors)
 
-            g = grad[span].unsqueeze(-2) * c[span].unsqueeze(-1)
-            g[-1] += from_later
-            _run(decay[1:].unbind()[::-1], g[:-1].unbind()[::-1], g[-1])
-            from_later = decay[0] * g[0]
 
-            grad_b[span] = (g @ driven.unsqueeze(-1)).squeeze(-1)
-            grad_c[span] = (states[1:] @ grad[span].unsqueeze(-1)).squeeze(-1)
-            grad_driven = (b[span].unsqueeze(-2) @ g).squeeze(-2)
-            g.mul_(states[:-1]).mul_(decay)  # dL/d(delta A)
-            grad_delta = grad_driven * u[span] + (g * a).sum(-2)
-            grad_steps[span] = grad_delta * torch.sigmoid(steps[span])
-            grad_u[span] = grad_driven * delta
-            grad_a += (g * delta.unsqueeze(-2)).sum((0, 1))
-        return grad_u, grad_steps, grad_a, grad_b, grad_c
+def _gradients(
+    grad: Tensor, u: Tensor, steps: Tensor, a: Tensor, b: Tensor, c: Tensor, kept: Tensor
+) -> tuple[Tensor, ...]:
+    grad_u, grad_steps, grad_b, grad_c = (torch.empty_like(x) for x in (u, steps, b, c))
+    grad_a, a_log2 = torch.zeros_like(a), a * LOG2_E
+    block = _block_of(len(u))
+    from_later = torch.zeros_like(kept[0])
+    for index in reversed(range(len(kept))):
+        span = slice(index * block, (index + 1) * block)
+        delta = _softplus(steps[span])
+        driven = delta * u[span]
+        decay = _decays(delta, a_log2)
+        states = torch.cat([kept[index : index + 1], driven.unsqueeze(-2) * b[span].unsqueeze(-1)])
+        _run(decay.unbind(), states[1:].unbind(), states[0])
+
+        g = grad[span].unsqueeze(-2) * c[span].unsqueeze(-1)
+        g[-1] += from_later
+        _run(decay[1:].unbind()[::-1], g[:-1].unbind()[::-1], g[-1])
+        from_later = decay[0] * g[0]
+
+        grad_b[span] = (g @ driven.unsqueeze(-1)).squeeze(-1)
+        grad_c[span] = (states[1:] @ grad[span].unsqueeze(-1)).squeeze(-1)
+        grad_driven = (b[span].unsqueeze(-2) @ g).squeeze(-2)
+        g.mul_(states[:-1]).mul_(decay)  # dL/d(delta A)
+        grad_delta = grad_driven * u[span] + (g * a).sum(-2)
+        grad_steps[span] = grad_delta * torch.sigmoid(steps[span])
+        grad_u[span] = grad_driven * delta
+        grad_a += (g * delta.unsqueeze(-2)).sum((0, 1))
+    return grad_u, grad_steps, grad_a, grad_b, grad_c
 
 
 def _scan(u: Tensor, steps: Tensor, a: Tensor, b: Tensor, c: Tensor, kept: list[Tensor] | None = None) -> Tensor:

@@ -41,7 +41,9 @@ def fold_stem(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module)
         shift = ((own_mean - mean) / std)[None, :, None, None]
         weight = tensors[name].double()
         constant = (weight * shift).sum(dim=(1, 2, 3))
-        padded = not isinstance(stem, nn.Conv2d) or stem.padding != (0, 0)
+        if type(stem) is not nn.Conv2d:  # a subclass may do more to its weights than multiply by them
+            raise WeightsError(f"encoder {card.name}: its stem {name} is no plain convolution and cannot be folded")
+        padded = stem.padding != (0, 0)
         if padded and bool((shift.abs() > 1e-12).any()):
             raise WeightsError(
                 f"encoder {card.name}: its padded stem {name} cannot be folded into one channel, because the colour "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from clear.backbones.huggingface import to_timm, without_zero_biases
 from clear.backbones.positions import resize_positions
+from clear.backbones.residual import keep_float32
 from clear.backbones.stem import fold_stem
 from clear.backbones.vit_attention import last_attention, patch_map
 from clear.errors import InputError, WeightsError
@@ -24,7 +25,7 @@ from clear.errors import InputError, WeightsError
 if TYPE_CHECKING:
     from clear.card import EncoderCard
 
-_HEAD_WIDTH = 64  # of every published ViT's attention heads; shapes do not tell it
+_HEAD_WIDTH, _MOCO_HEADS = 64, 12  # see `variant`
 
 
 class TimmEncoder(nn.Module):
@@ -44,8 +45,7 @@ class TimmEncoder(nn.Module):
         if pooling == "mean_norm":
             norm: nn.Module = network.get_submodule("head.norm")
             network.head = nn.ModuleDict({"norm": norm})
-            for module in (network.stem, *(stage.downsample for stage in network.stages)):
-                module.register_forward_hook(_keep_float32)
+            keep_float32(network.stem, *(stage.downsample for stage in network.stages))
         elif pooling == "native":
             network.reset_classifier(0)
         else:
@@ -61,7 +61,7 @@ class TimmEncoder(nn.Module):
             pooled: Tensor = self.network.head["norm"](features.mean(dim=(1, 2)))
             return pooled
         if self.pooling == "mean":
-            return features.mean(dim=(2, 3))
+            return features.mean(dim=(1, 2) if _channels_last(self.network) else (2, 3))
         first, patches = features[:, 0], features[:, self.prefix_tokens :].mean(dim=1)  # (N, T, d), normed
         return {
             "class_token": first,
@@ -71,22 +71,29 @@ class TimmEncoder(nn.Module):
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(N, h, w, d) last map: patch tokens after the final norm, or a convolutional network's before its pooling."""
-        if hasattr(self.network, "patch_embed") and hasattr(self.network, "blocks"):
+        if _has_tokens(self.network):
             return patch_map(self.network, x)
         features: Tensor = self.network.forward_features(x)
-        return features if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else features.permute(0, 2, 3, 1)
+        if features.ndim != 4:
+            raise InputError(f"{type(self.network).__name__} has no map of the slice that can be looked at")
+        return features if _channels_last(self.network) else features.permute(0, 2, 3, 1)
 
     def last_attention(self, x: Tensor) -> Tensor:
         """(N, heads, T, T) of the last block; InputError for a network without attention."""
         return last_attention(self.network, x)
 
 
-def _keep_float32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Under bfloat16 autocast the sum that runs past all blocks stays float32, as a ViT's does by its positions.
+def _channels_last(network: Any) -> bool:
+    return getattr(network, "output_fmt", "NCHW") in ("NHWC", "NHWC_2D")
 
-    Rounding it after every block doubles the error of MambaOut's embeddings; the products stay bfloat16.
-    """
-    return output.float()
+
+def _has_tokens(network: Any) -> bool:
+    """A vision transformer whose tokens are a class token, registers and a grid of patches, normed at the end."""
+    return (
+        hasattr(network, "num_prefix_tokens")
+        and hasattr(network, "blocks")
+        and hasattr(getattr(network, "patch_embed", None), "patch_size")
+    )
 
 
 def build(card: EncoderCard) -> nn.Module:
@@ -101,18 +108,31 @@ def build(card: EncoderCard) -> nn.Module:
         network = timm.create_model(model, pretrained=False, in_chans=card.channels, **dict(card.settings))
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise InputError(f"encoder {card.name}: timm cannot build {model} with {dict(card.settings)}") from error
-    tokens = hasattr(network, "num_prefix_tokens")
-    needs = {"mean_norm": hasattr(network, "stages") and hasattr(network, "stem"), "mean": not tokens, "native": True}
-    if not needs.get(card.pooling, tokens):
-        raise InputError(f"encoder {card.name}: {model} cannot be pooled by {card.pooling!r}; expected another pooling")
-    if card.pooling == "class_token" and not network.num_prefix_tokens:
-        raise InputError(f"encoder {card.name}: {model} has no class token; expected another pooling")
+    _check_pooling(card, network)
     encoder = TimmEncoder(network, card.pooling).eval()
     width = int(network.head_hidden_size if card.pooling == "native" else network.num_features)
     width *= 2 if card.pooling == "class_patch_mean" else 1
     if width != card.dim:
         raise InputError(f"encoder {card.name}: the card says d = {card.dim}, but {model} has {width}")
     return encoder
+
+
+def _check_pooling(card: EncoderCard, network: Any) -> None:
+    """Raises InputError where the card's pooling would take something else than it says."""
+
+    def need(fits: bool, why: str) -> None:
+        if not fits:
+            raise InputError(f"encoder {card.name}: pooling {card.pooling!r} needs {why}; choose another, or 'native'")
+
+    if card.pooling == "mean_norm":
+        need(type(network).__name__ == "MambaOut", "a MambaOut")
+    elif card.pooling == "mean":
+        need(not hasattr(network, "num_prefix_tokens"), "a network of maps, not of tokens")
+        need(hasattr(network, "feature_info"), "a network of maps")
+    elif card.pooling != "native":
+        need(_has_tokens(network), "a vision transformer with a grid of patches")
+        need(not isinstance(network.norm, nn.Identity), "a final norm of the tokens, which this network has not")
+        need(card.pooling == "patch_mean" or network.num_prefix_tokens > 0, "a class token")
 
 
 def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -135,8 +155,9 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
 def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a card must say for a network that takes these tensors, read off their names and shapes.
 
-    MambaOut: depths and dims. ViT: width, depth, patch size, registers, layer scale and grid; heads are 64 wide, as in
-    every published one. Raises WeightsError when they are of neither.
+    MambaOut: depths and dims. ViT: width, depth, patch size, registers, layer scale and grid. Heads are in no tensor:
+    they are taken as 64 wide, as in most published ViTs, and as 12 in MoCo v3's, known by its fixed sine positions
+    whose first row is 0 (facebookresearch/moco-v3, vits.py). Raises WeightsError when the tensors are of neither.
     """
     named = _official_mambaout(to_timm(dict(tensors)))
     if "stem.conv1.weight" in named:
@@ -150,16 +171,21 @@ def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "pooling": "mean_norm",
             "ignored": ("head.pre_logits.", "head.fc."),
         }
-    if "patch_embed.proj.weight" in named and "cls_token" in named and "blocks.0.mlp.fc1.weight" in named:
+    needed = ("patch_embed.proj.weight", "cls_token", "pos_embed", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
+    if all(name in named for name in needed):
         width, _, patch, _ = named["patch_embed.proj.weight"].shape
+        hidden = len(named["blocks.0.mlp.fc1.weight"])
+        if named["blocks.0.mlp.fc2.weight"].shape[1] != hidden:
+            raise WeightsError("a ViT with gated layers, whose settings cannot be read off its tensors; use --arch")
         has_registers = "reg_token" in named
+        fixed_positions = not has_registers and not bool(named["pos_embed"][:, 0].count_nonzero())
         settings = {
             "img_size": math.isqrt(named["pos_embed"].shape[1]) * patch,
             "patch_size": patch,
             "embed_dim": width,
             "depth": _counts(named, r"(blocks)\.(\d+)\.")[0],
-            "num_heads": max(1, width // _HEAD_WIDTH),
-            "mlp_ratio": len(named["blocks.0.mlp.fc1.weight"]) / width,
+            "num_heads": _MOCO_HEADS if fixed_positions else max(1, width // _HEAD_WIDTH),
+            "mlp_ratio": hidden / width,
             "init_values": 1.0 if "blocks.0.ls1.gamma" in named else None,
             "reg_tokens": named["reg_token"].shape[1] if has_registers else 0,
             "no_embed_class": has_registers,
@@ -193,8 +219,8 @@ def card_of(model: str) -> EncoderCard:
     if not timm.is_model(model):
         raise InputError(f"--model timm:{model}: timm {timm.__version__} has no such model; see timm.list_models()")
     config = timm.get_pretrained_cfg(model)
-    if config is None:
-        raise InputError(f"--model timm:{model}: timm knows no pretrained weights of that name; see its model list")
+    if config is None or not config.hf_hub_id:
+        raise InputError(f"--model timm:{model}: timm knows no weights of that name on the hub; see its model list")
     data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
     base, _, _ = model.partition(".")
     with torch.device("meta"):
@@ -202,7 +228,7 @@ def card_of(model: str) -> EncoderCard:
     pooling = "mean_norm" if type(network).__name__ == "MambaOut" else "native"
     classifier = config.classifier if isinstance(config.classifier, tuple | list) else (config.classifier,)
     side = int(data["input_size"][-1])
-    fixed = hasattr(network, "pos_embed") and network.pos_embed is not None
+    fixed = _has_tokens(network) and getattr(network, "pos_embed", None) is not None
     return EncoderCard(
         name=f"timm:{model}",
         architecture=f"timm:{base}",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from timm.layers import Attention
+from torch import Tensor, nn
 
 from clear.errors import InputError
 
@@ -38,3 +39,23 @@ def patch_map(vit: Any, x: Tensor) -> Tensor:
     size = vit.patch_embed.patch_size
     rows, columns = x.shape[-2] // size[0], x.shape[-1] // size[1]
     return tokens.reshape(len(x), rows, columns, tokens.shape[-1])
+
+
+class _WithoutMean(nn.Module):
+    """Keys (N, heads, T, d) minus their mean over T."""
+
+    def forward(self, keys: Tensor) -> Tensor:
+        return keys - keys.mean(dim=-2, keepdim=True)
+
+
+def use_plain_attention(network: nn.Module) -> None:
+    """Two products and a softmax instead of torch's fused kernel, in every block of timm's plain attention, in place.
+
+    In bfloat16 on a processor without AMX the fused kernel is the slower of the two. The plain one rounds the logits;
+    so that less is lost, the keys' mean is taken off first, which adds one number to all logits of a query and
+    leaves the softmax as it is (Zhang et al., SageAttention, ICLR 2025, section 4.2).
+    """
+    for module in network.modules():
+        if isinstance(module, Attention) and isinstance(module.k_norm, nn.Identity):
+            module.fused_attn = False
+            module.k_norm = _WithoutMean()

@@ -115,7 +115,7 @@ def variant(tensors: dict[str, Tensor]) -> dict[str, Any]:
             "downsample_version": "v1" if down.ndim == 1 else f"v{down.shape[-1]}",
         }
     except (KeyError, IndexError) as error:
-        raise WeightsError(f"not a VMamba checkpoint: it lacks {error}") from error
+        raise WeightsError(f"not a VMamba checkpoint: {error} is missing or of another shape") from error
     usual = {name: parameter.default for name, parameter in inspect.signature(VSSM).parameters.items()}
     for model, preset in MODELS.items():
         if (usual | preset).items() >= settings.items():
@@ -254,16 +254,9 @@ class SS2D(nn.Module):
 
     def scan(self, x: Tensor) -> Tensor:
         """The sum over the four paths, (N, H, W, D) to the same, in the parameters' precision whatever x has."""
-        with torch.autocast(x.device.type, enabled=False):
-            a = -torch.exp(self.A_logs).view(DIRECTIONS, -1, self.A_logs.shape[1]).transpose(1, 2).contiguous()
-            return scan_image(
-                x.to(a.dtype),
-                self.x_proj_weight,
-                self.dt_projs_weight,
-                self.dt_projs_bias,
-                a,
-                self.Ds.view(DIRECTIONS, -1),
-            )
+        a = -torch.exp(self.A_logs).view(DIRECTIONS, -1, self.A_logs.shape[1]).transpose(1, 2).contiguous()
+        skip = self.Ds.view(DIRECTIONS, -1)
+        return scan_image(x, self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, a, skip)
 
 
 class _ChannelLast(nn.Module):

@@ -25,7 +25,7 @@ from clear.windows import ABDOMEN
 from extract import extract
 from pretrain.initialise import random_network
 
-SLICES, LONG_SLICES = 24, 150
+SLICES, LONG_SLICES = 48, 150
 ROUNDS = 3
 
 

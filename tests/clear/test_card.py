@@ -100,7 +100,7 @@ def test_an_encoder_that_prepares_values_itself_has_one_window_of_its_own() -> N
     assert CARD.own_windows == ()
     stacked = replace(CARD, channel_windows=(LUNG, ABDOMEN, BONE))
     assert stacked.own_windows == (Window("lung+abdomen+bone", -1500, 1050, "encoder"),)
-    assert replace(CARD, volume=WHOLE).own_windows == (Window("mambaout-lecl", -1000, 1000, "encoder"),)
+    assert replace(CARD, volume=WHOLE).own_windows == (Window("volume", -1000, 1000, "encoder"),)
     assert replace(CARD, intensity="slice_zscore").own_windows[0].kind == "encoder"
 
 
@@ -113,3 +113,43 @@ def test_contradictory_cards_are_refused() -> None:
         replace(CARD, stem_mean=(0.1, 0.2, 0.3), stem_std=(1.0, 1.0, 1.0))
     with pytest.raises(InputError, match="intensity is 'raw'"):
         replace(CARD, intensity="raw")
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir", "features_only"])
+def test_a_card_cannot_make_a_library_load_weights_of_its_own(key: str) -> None:
+    with pytest.raises(InputError, match=f"no {key}: weights are loaded by clear alone"):
+        replace(CARD, settings={key: "evil.pth"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mean", ["a", "b", "c"]),
+        ("mean", [float("nan"), 0.0, 0.0]),
+        ("mean", 0.5),
+        ("field_of_view_mm", -3),
+        ("input_size", 224.5),
+        ("dim", 384.0),
+        ("settings", "x"),
+        ("settings", []),
+        ("architecture", None),
+        ("bfloat16", "no"),
+        ("windows", "lung"),
+        ("ignored", "head."),
+        ("ignored", [""]),
+        ("volume", []),
+        ("source", {"kind": "pipe", "place": "x"}),
+    ],
+)
+def test_a_field_of_another_kind_is_named(field: str, value: object) -> None:
+    with pytest.raises(InputError, match="kind" if field == "source" else field if field != "volume" else "card"):
+        EncoderCard.from_dict({**CARD.as_dict(), field: value})
+
+
+def test_equal_cards_have_one_digest_however_their_numbers_are_spelled() -> None:
+    assert replace(CARD, mean=(0, 0, 0)).digest("w") == replace(CARD, mean=(0.0, 0.0, 0.0)).digest("w")
+    spelled = replace(WHOLE, spacing_mm=(3, 1.5, 1.5), pad=0, out=(0, 1))
+    assert replace(CARD, volume=spelled).digest("w") == replace(CARD, volume=WHOLE).digest("w")
+    refusing = replace(WHOLE, planes=("axial", "coronal"))  # a rule of what is refused moves no feature
+    assert replace(CARD, volume=refusing).digest("w") == replace(CARD, volume=WHOLE).digest("w")
+    assert replace(CARD, name="other", volume=WHOLE).own_windows == replace(CARD, volume=WHOLE).own_windows

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import argparse
+import json
 import pickle
-import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clear.card import WeightSource
-from clear.checkpoints import digest_of, find_weights, load_strictly, read_tensors
+from clear.card import write_card
+from clear.checkpoints import digest_of, load_strictly, read_tensors, unwrap
 from clear.encoders import ENCODERS
 from clear.errors import WeightsError
+from clear.frozen import load_encoder
 
 
 def small() -> nn.Module:
@@ -84,32 +87,116 @@ def test_half_precision_files_load_as_float32_and_the_digest_is_of_the_values() 
     assert digest_of(network) != before
 
 
-def test_weights_are_looked_for_where_the_user_says_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = ENCODERS["mambaout-lecl"]
-    assert find_weights(card).path.parent.name == "mambaout-lecl"
-    assert "untrained" in find_weights(card).note
-    assert find_weights(card).card.input_size == 128  # the small stand-in has a card of its own
-    monkeypatch.setenv("CLEAR_WEIGHTS", str(tmp_path))
-    local = tmp_path / "mambaout-lecl.safetensors"
-    local.write_bytes(b"x")
-    assert find_weights(card).path == local
-    assert find_weights(card).card == card
-    mine = tmp_path / "mine.pth"
-    mine.write_bytes(b"x")
-    assert find_weights(card, mine).path == mine
-    assert "mine.pth" in find_weights(card, mine).note
+MOCO = ("mambaout", "vit_conv", "vmamba")
 
 
-def test_absent_weights_say_at_once_what_to_fetch_and_where_to_put_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def moco_states(shared_data: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """State dicts with the names and shapes that the CLEAR/MoCo training script writes, and random values."""
+    listing = json.loads((shared_data / "fixtures" / "moco_checkpoint_keys.json").read_text(encoding="utf-8"))
+    draw = torch.Generator().manual_seed(0)
+    return {
+        arch: {name: torch.randn(shape, generator=draw) for name, shape in entry["keys"].items()}
+        for arch, entry in listing["archs"].items()
+    }
+
+
+def official(shared_data: Path, arch: str) -> set[str]:
+    """Names of the tiny encoder without its own head."""
+    file = {"mambaout": "mambaout_official_tiny", "vit_conv": "vit_conv_tiny", "vmamba": "vmamba_official_tiny"}[arch]
+    head = "classifier.head." if arch == "vmamba" else "head."
+    with np.load(shared_data / "fixtures" / f"{file}.npz", allow_pickle=False) as fixture:
+        names = {key[3:] for key in fixture.files if key.startswith("sd/")}
+    return {name for name in names if not name.startswith(head)}
+
+
+@pytest.mark.parametrize("branch", [None, "base", "momentum"])
+@pytest.mark.parametrize("arch", MOCO)
+def test_one_encoder_of_a_moco_checkpoint_stays_without_its_projector(
+    arch: str, branch: str | None, moco_states, shared_data: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    started = time.perf_counter()
+    torch.save({"epoch": 7, "arch": arch, "state_dict": moco_states[arch], "scaler": {}}, tmp_path / "c.pth.tar")
+    tensors = read_tensors(tmp_path / "c.pth.tar", branch)
+    assert tensors.keys() == official(shared_data, arch)
+    prefix = f"module.{branch or 'base'}_encoder."
+    assert all(torch.equal(tensor, moco_states[arch][prefix + name]) for name, tensor in tensors.items())
+
+
+def test_a_moco_checkpoint_with_a_part_of_no_known_name_is_refused(moco_states) -> None:
+    state = {**moco_states["mambaout"], "module.queue": torch.ones(3)}
+    with pytest.raises(WeightsError, match="x: a MoCo checkpoint with tensors of no known part: queue"):
+        unwrap(state, None, "x")
+    with pytest.raises(WeightsError, match="x: has no teacher encoder; expected one of base, momentum"):
+        unwrap(moco_states["mambaout"], "teacher", "x")
+    only_base = {name: tensor for name, tensor in moco_states["mambaout"].items() if "momentum" not in name}
+    with pytest.raises(WeightsError, match="x: has no momentum encoder; expected one of base"):
+        unwrap(only_base, "momentum", "x")
+
+
+@pytest.mark.parametrize("branch", [None, "teacher", "student"])
+def test_dino_checkpoints_with_their_arguments_give_one_backbone(tmp_path: Path, branch: str | None) -> None:
+    own = {"blocks.0.norm1.weight": torch.arange(3.0), "head_norm.weight": torch.ones(2)}
+    file = {
+        "teacher": {f"backbone.{name}": tensor for name, tensor in own.items()} | {"head.mlp.0.bias": torch.ones(1)},
+        "student": {f"module.backbone.{name}": -tensor for name, tensor in own.items()}
+        | {"module.head.mlp.0.bias": torch.ones(1)},
+        "args": argparse.Namespace(arch="vit_small", patch_size=16),
+        "epoch": 100,
+    }
+    torch.save(file, tmp_path / "checkpoint.pth")
+    tensors = read_tensors(tmp_path / "checkpoint.pth", branch)
+    sign = -1 if branch == "student" else 1
+    assert tensors.keys() == own.keys()
+    assert all(torch.equal(tensor, sign * own[name]) for name, tensor in tensors.items())
+
+
+def test_what_the_arguments_beside_a_checkpoint_may_hold_is_plain(tmp_path: Path) -> None:
+    file = {"teacher": {"w": torch.ones(1)}, "args": argparse.Namespace(callback=Bomb())}
+    torch.save(file, tmp_path / "checkpoint.pth")
+    with pytest.raises(WeightsError, match="cannot be opened without running code"):
+        read_tensors(tmp_path / "checkpoint.pth")
+
+
+def test_a_branch_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    torch.save({"teacher": {"w": torch.ones(1)}}, tmp_path / "teacher.pth")
+    with pytest.raises(WeightsError, match=r"teacher\.pth: has no student; expected one of teacher"):
+        read_tensors(tmp_path / "teacher.pth", "student")
+    save_file({"w": torch.ones(1)}, tmp_path / "plain.safetensors")
+    with pytest.raises(WeightsError, match=r"holds one encoder only; leave out the branch 'momentum'"):
+        read_tensors(tmp_path / "plain.safetensors", "momentum")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_of_whole_checkpoints_go_and_those_of_a_part_stay(prefix: str) -> None:
+    whole = {f"{prefix}{name}": tensor for name, tensor in small().state_dict().items()}
+    assert unwrap(whole, None, "x").keys() == small().state_dict().keys()
+    part = {**whole, "other": torch.ones(1)}
+    assert unwrap(part, None, "x").keys() == part.keys()
+
+
+@pytest.mark.parametrize("damage", ["missing", "renamed", "misshapen"])
+@pytest.mark.parametrize("arch", MOCO)
+def test_a_damaged_moco_checkpoint_names_the_tensor_by_its_encoder(
+    arch: str, damage: str, moco_states, tmp_path: Path
+) -> None:
+    victim, own = {
+        "mambaout": ("stages.2.1.fc2.weight", "network.stages.2.blocks.1.fc2.weight"),
+        "vit_conv": ("blocks.1.mlp.fc2.weight",) * 2,
+        "vmamba": ("layers.2.blocks.1.op.out_proj.weight",) * 2,
+    }[arch]
+    state = dict(moco_states[arch])
+    tensor = state.pop(f"module.base_encoder.{victim}")
+    if damage == "renamed":
+        state[f"module.base_encoder.{victim}_"] = tensor
+    if damage == "misshapen":
+        state[f"module.base_encoder.{victim}"] = tensor[:, 1:]
+    torch.save({"state_dict": state}, tmp_path / "c.pth.tar")
+    card = ENCODERS[f"{arch.replace('_', '-')}-moco"]
+    if arch == "vit_conv":  # 48 wide: no published size, so its card says what it is
+        settings = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+        card = replace(card, dim=48, settings=settings, input_size=64, any_size=False)
+    write_card(card, tmp_path)
     with pytest.raises(WeightsError) as error:
-        find_weights(replace(ENCODERS["mambaout-base"], source=WeightSource("hub", "someone/no-such", size_mb=340)))
-    assert time.perf_counter() - started < 2
-    for part in ("model.safetensors", "340 MB", "someone/no-such", "--weights", "CLEAR_WEIGHTS", "Apache-2.0"):
-        assert part in str(error.value)
-    with pytest.raises(WeightsError, match="no such file"):
-        find_weights(ENCODERS["mambaout-base"], tmp_path / "absent.pth")
+        load_encoder(str(tmp_path), tmp_path / "c.pth.tar", device="cpu")
+    assert f"missing {own}" in str(error.value) or f"tensor {own} has shape" in str(error.value)
+    assert ("surplus" in str(error.value)) == (damage == "renamed")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from clear.backbones.vit_attention import use_plain_attention
 from clear.card import EncoderCard, WeightSource
 from clear.errors import InputError, ScanRefused, WeightsError
 from clear.export import export_encoder
@@ -141,3 +142,31 @@ def test_unknown_names_devices_and_precisions_are_explained() -> None:
     with pytest.raises(InputError, match="loses too much"):
         encoder("bfloat16", replace(CARD, bfloat16=False))
     assert encoder("auto", replace(CARD, bfloat16=False)).precision == "float32"
+
+
+def test_plain_attention_is_the_fused_one_and_does_not_round_what_all_keys_share() -> None:
+    card = replace(
+        CARD,
+        architecture="timm:vit_small_patch16_224",
+        dim=48,
+        settings={"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3},
+        pooling="class_token",
+        ignored=("head.",),
+    )
+    x = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+    def network(bias: float) -> torch.nn.Module:
+        made = random_network(card, seed=1)
+        for block in made.network.blocks:
+            block.attn.qkv.weight.data *= 8
+            block.attn.qkv.bias.data[48:96] = bias  # of the keys: shared by all of them
+        return made
+
+    fused, plain = network(0.5), network(0.5)
+    use_plain_attention(plain)
+    with torch.inference_mode():
+        expected = fused(x)
+        assert torch.allclose(plain(x), expected, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            errors = [(made(x).float() - expected).norm() / expected.norm() for made in (plain, fused)]
+    assert errors[0] < 1.5 * errors[1]

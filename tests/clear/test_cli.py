@@ -71,12 +71,12 @@ def test_extract_says_what_the_weights_are_and_sums_up_in_a_line(
     assert run(["bags", "validate", str(bags)]) == 0
 
 
-def test_training_by_a_table_prints_the_answer(
-    cohort: Path, bags: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    labels = tmp_path / "labels.csv"
+def test_training_by_a_table_prints_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cohort(tmp_path / "cohort", patients=8, seed=1, matrix=64, slices=4, workers=1)
+    bags, labels = tmp_path / "feats.h5", tmp_path / "labels.csv"
+    assert run(["extract", str(tmp_path / "cohort" / "dicom"), str(bags), "--window", "lung", "--device", "cpu"]) == 0
     patients = clear.Bags(bags).scans["patient_id"].unique().sort()
-    pl.DataFrame({"patient_id": patients, "sick": [0, 1, 0, 1]}).write_csv(labels)
+    pl.DataFrame({"patient_id": patients, "sick": [0, 1] * 4}).write_csv(labels)
     command = ["train", str(bags), "--labels", str(labels), "--target", "sick", "--folds", "2", "--epochs", "2"]
     status = run([*command, "--join", "all", "--out", str(tmp_path / "run")])
     out = capsys.readouterr()

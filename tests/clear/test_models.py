@@ -208,7 +208,7 @@ def test_what_cannot_be_converted_is_named(
     arguments[2] = str(file)
     for option, message in (
         (["--set", "colour=red"], "--set colour: a card has no such field; expected settings.NAME or one of any_size"),
-        (["--set", "input_size"], "--set input_size: expected FIELD=VALUE"),
+        (["--set", "input_size"], "--set input_size: expected NAME=VALUE"),
         (["--branch", "left"], "--branch left: expected one of base, momentum, student, teacher"),
         (["--branch", "teacher"], "has no teacher encoder; expected one of base, momentum"),
     ):
@@ -219,7 +219,8 @@ def test_what_cannot_be_converted_is_named(
 
 def test_changes_reach_the_settings_and_leave_the_rest() -> None:
     card = ENCODERS["dinov2-s"]
-    changed = with_changes(card, named_values(["settings.depth=3", "pooling=patch_mean", "mean=[0.1, 0.2, 0.3]"], "--set"))
+    given = ["settings.depth=3", "pooling=patch_mean", "mean=[0.1, 0.2, 0.3]"]
+    changed = with_changes(card, named_values(given, "--set"))
     assert changed == replace(card, settings={"img_size": 224, "depth": 3}, pooling="patch_mean", mean=(0.1, 0.2, 0.3))
     assert with_changes(card, {}) == card
 

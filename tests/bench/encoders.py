@@ -82,7 +82,7 @@ def flops(card: EncoderCard) -> int:
         network = build(card)
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        network = network.to_empty(device="cpu")
+        network = network.to_empty(device="cpu").requires_grad_(False)
         with counter, sdpa_kernel(SDPBackend.MATH):
             network(empty_input(card, 1))
     return counter.get_total_flops()

@@ -70,6 +70,7 @@ def table_of_scans(path: Path | str, scans: pl.DataFrame, id_column: str | None 
             ids = pl.Series([str(value).rsplit("/", 1)[-1] for value in ids], dtype=pl.String)
         if any(value in known for value in ids):
             left = pl.DataFrame({"scan_id": scans["scan_id"], " id": ids})
+            # the ids found may be of another column than the table's own scan_id, which it need not have
             right = table.rename({column: " id"}).drop("scan_id", strict=False)
             found = left.join(right, on=" id", how="left", maintain_order="left")
             return found.drop(" id") if column == "scan_id" else found.rename({" id": column})

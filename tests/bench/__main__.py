@@ -12,9 +12,10 @@ from __future__ import annotations
 import sys
 
 import extraction
+import scan
 import training
 
-PARTS = {"extraction": extraction.main, "training": training.main}
+PARTS = {"extraction": extraction.main, "scan": scan.main, "training": training.main}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PARTS:

@@ -96,7 +96,7 @@ def errors(card: EncoderCard, chest: Volume, seeded: Callable[..., Encoder]) -> 
     encoders = [seeded(card, precision) for precision in ("float32", "bfloat16")]
     calibrate(encoders[0], chest, windows)
     statistics = {name: value for name, value in encoders[0].network.state_dict().items() if "running_" in name}
-    encoders[1].network.load_state_dict(statistics, strict=False)
+    encoders[1].network.load_state_dict(statistics, strict=False)  # statistics alone
     exact, rounded = (encoder.encode(chest, windows) for encoder in encoders)
     exact, rounded = exact - exact.mean(axis=0), rounded - rounded.mean(axis=0)
     distances = np.linalg.norm(rounded[:, None] - exact[None], axis=-1)

@@ -146,8 +146,8 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     own = network.state_dict()
     key = "network.pos_embed"
     if card.positions != "native" and key in out and key in own and out[key].shape != own[key].shape:
-        grid_size = network.get_submodule("network.patch_embed").grid_size
-        out[key] = resize_positions(out[key], grid_size, card.positions)
+        patches: Any = network.get_submodule("network.patch_embed")
+        out[key] = resize_positions(out[key], patches.grid_size, card.positions)
     if card.stem_mean:
         out = fold_stem(card, out, network)
     return without_zero_biases(out, network)

@@ -14,7 +14,7 @@ import argparse
 import gzip
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -226,7 +226,10 @@ def _idx(file: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def lidc(model: str, repeats: int, limit: int) -> None:
+VARIANTS = {"whole": "crops as they are", "fixed": "fixed field of view and count of slices"}
+
+
+def lidc(model: str, repeats: int, limit: int, variants: Sequence[str] = tuple(VARIANTS)) -> None:
     """Malignancy of the LIDC nodules, 5-fold by patient, beside diameter and slice count; then without a sight of size.
 
     The variant that cannot see size reads the same 20 x 20 x 4 mm around the centre of every nodule as 4 slices of
@@ -243,8 +246,9 @@ def lidc(model: str, repeats: int, limit: int) -> None:
         place = Path(name)
         labels = place / "labels.csv"
         table.select("file", "patient_id", "target").write_csv(labels)
-        for variant, fixed in (("crops as they are", False), ("fixed field of view and count of slices", True)):
-            images = place / f"images-{int(fixed)}"
+        for variant in variants:
+            fixed = variant == "fixed"
+            images = place / f"images-{variant}"
             images.mkdir()
             slices = [_nodule(folder / "image" / file, images / file, fixed) for file in table["file"]]
             sizes = {"log_slices": np.log(slices), "log_diameter": np.log(table["diameter_mm"].to_numpy())}
@@ -252,14 +256,14 @@ def lidc(model: str, repeats: int, limit: int) -> None:
             for column, values in sizes.items():
                 pl.DataFrame({"scan_id": scans, column: values}).write_csv(place / f"{column}.csv")
                 baselines.append(place / f"{column}.csv")
-            bags = place / f"feats-{int(fixed)}.h5"
+            bags = place / f"feats-{variant}.h5"
             extract(images, bags, model=model, windows=["lung"], modality="CT", workers=1, progress=False)
             for aggregator in ("abmil", "mean"):
                 run = train(
                     bags, task=TASK_FILE, labels=labels, aggregator=aggregator, repeats=repeats, baselines=baselines,
-                    output=place / f"run-{aggregator}-{int(fixed)}", progress=False,
+                    output=place / f"run-{aggregator}-{variant}", progress=False,
                 )  # fmt: skip
-                print(f"\nLIDC nodules, {variant}, {len(scans)} nodules\n{run.table()}", flush=True)
+                print(f"\nLIDC nodules, {VARIANTS[variant]}, {len(scans)} nodules\n{run.table()}", flush=True)
 
 
 def _nodule(source: Path, target: Path, fixed: bool) -> int:

@@ -226,14 +226,20 @@ def _idx(file: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-VARIANTS = {"whole": "crops as they are", "fixed": "fixed field of view and count of slices"}
+VARIANTS = {
+    "whole": "crops as they are",
+    "fixed": "fixed field of view and count of slices",
+    "scaled": "field of view and depth in proportion to the diameter, fixed count of slices",
+}
 
 
 def lidc(model: str, repeats: int, limit: int, variants: Sequence[str] = tuple(VARIANTS)) -> None:
     """Malignancy of the LIDC nodules, 5-fold by patient, beside diameter and slice count; then without a sight of size.
 
-    The variant that cannot see size reads the same 20 x 20 x 4 mm around the centre of every nodule as 4 slices of
-    32 x 32 pixels; its crop's own extent and its mask are never used.
+    Two variants cannot see how large the crop is; both read 4 slices of 32 x 32 pixels around the centre of every
+    nodule and never use its crop's own extent or its mask. `fixed` reads the same 20 x 20 x 4 mm of each, in which a
+    nodule's own size can still be seen; `scaled` reads twice its diameter across and its diameter in depth, in which
+    nothing but resolution tells the size.
     """
     from aggregate import train
     from clear.api import extract
@@ -247,10 +253,12 @@ def lidc(model: str, repeats: int, limit: int, variants: Sequence[str] = tuple(V
         labels = place / "labels.csv"
         table.select("file", "patient_id", "target").write_csv(labels)
         for variant in variants:
-            fixed = variant == "fixed"
             images = place / f"images-{variant}"
             images.mkdir()
-            slices = [_nodule(folder / "image" / file, images / file, fixed) for file in table["file"]]
+            slices = [
+                _nodule(folder / "image" / file, images / file, variant, diameter)
+                for file, diameter in table.select("file", "diameter_mm").iter_rows()
+            ]
             sizes = {"log_slices": np.log(slices), "log_diameter": np.log(table["diameter_mm"].to_numpy())}
             baselines = []
             for column, values in sizes.items():
@@ -266,12 +274,14 @@ def lidc(model: str, repeats: int, limit: int, variants: Sequence[str] = tuple(V
                 print(f"\nLIDC nodules, {VARIANTS[variant]}, {len(scans)} nodules\n{run.table()}", flush=True)
 
 
-def _nodule(source: Path, target: Path, fixed: bool) -> int:
-    """Writes one nodule's crop, as it is or resampled to the fixed grid; returns the slices of the crop as it is."""
+def _nodule(source: Path, target: Path, variant: str, diameter_mm: float) -> int:
+    """Writes one nodule's crop, as it is or on the variant's grid; returns how many slices the crop itself has."""
     image = sitk.ReadImage(str(source))
     slices = image.GetSize()[2]
-    if fixed:
-        size, spacing = (32, 32, 4), (0.625, 0.625, 1.0)
+    if variant != "whole":
+        size = (32, 32, 4)
+        across, depth = (20.0, 4.0) if variant == "fixed" else (2 * diameter_mm, diameter_mm)
+        spacing = (across / size[0], across / size[1], depth / size[2])
         centre = image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()])
         directions = np.array(image.GetDirection()).reshape(3, 3)
         origin = np.array(centre) - directions @ ((np.array(size) - 1) / 2 * np.array(spacing))
@@ -290,7 +300,7 @@ def _nodule(source: Path, target: Path, fixed: bool) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "classic": lambda given: classic(given.sets.split(","), given.repeats),
     "mnist": lambda given: mnist([int(size) for size in given.sizes.split(",")]),
-    "lidc": lambda given: lidc(given.model, given.repeats, given.limit),
+    "lidc": lambda given: lidc(given.model, given.repeats, given.limit, given.variants.split(",")),
 }
 
 
@@ -302,6 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sizes", default="50,100,200")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", default="mambaout-lecl")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--limit", type=int, default=0, help="lidc: about so many nodules only; 0 for all")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aggregate.aggregator import Aggregator
-from aggregate.attention import Weights, attention_pool, fused_attention_pool
+from aggregate.attention import ROWS, Weights, attention_pool, fused_attention_pool
 from aggregate.gated import GatedWeights, fused_gated_pool, gated_pool
 from aggregate.heads import HIDDEN, Head
 from aggregate.packed import RowSource
@@ -41,7 +41,7 @@ class ABMIL(Aggregator):
         self.head = Head(n_out)
 
     def prepare(self, source: RowSource, precision: str = "float32") -> RowSource:
-        return source.scaled(self.mean, self.scale, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        return _prepared(self, source, precision)
 
     def _weights(self) -> Weights:
         layers = (self.project, self.attention_hidden, self.attention_score)
@@ -65,7 +65,7 @@ class GatedABMIL(Aggregator):
         self.head = Head(n_out)
 
     def prepare(self, source: RowSource, precision: str = "float32") -> RowSource:
-        return source.scaled(self.mean, self.scale, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        return _prepared(self, source, precision)
 
     def _weights(self) -> GatedWeights:
         layers = (self.project, self.attention_hidden, self.attention_gate, self.attention_score)
@@ -75,6 +75,12 @@ class GatedABMIL(Aggregator):
     def pool(self, rows: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         pool = fused_gated_pool if rows.device.type == "cpu" else gated_pool
         return pool(rows, offsets, self._weights())
+
+
+def _prepared(model: Aggregator, source: RowSource, precision: str) -> RowSource:
+    if precision == "bfloat16":
+        return source.scaled(model.mean, model.scale, torch.bfloat16, multiple=ROWS)
+    return source.scaled(model.mean, model.scale)
 
 
 def from_paper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

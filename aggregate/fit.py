@@ -234,7 +234,7 @@ def run_epoch(
                 continue
             gradient = _Gradient(model, prepared, truth, weights, known)
             whole = not truth.targets.additive
-            pieces = [[int(bag) for bag in bags]] if whole else list(tiles(bags, prepared.lengths, tile_rows))
+            pieces = [[int(bag) for bag in bags]] if whole else tiles(bags, prepared.lengths, tile_rows)
             keeps = torch.split(model.draw_dropout(len(bags)), [len(piece) for piece in pieces])
             sums: list[Tensor] = []
             for loss, parts in pool.map(gradient, list(zip(pieces, keeps, strict=True))):
@@ -282,7 +282,7 @@ def mean_loss(
         with torch.no_grad():  # which holds for the thread that asks for it
             return model.logits_of_prepared(*prepared.take(tile))
 
-    pieces = list(tiles(bags, prepared.lengths, TILE_ROWS))
+    pieces = tiles(bags, prepared.lengths, TILE_ROWS)
     logits = torch.cat(list(pool.map(logits_of, pieces)))
     total = float(truth.loss_sum(logits, [bag for piece in pieces for bag in piece], weights))
     return total / known

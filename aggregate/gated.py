@@ -12,13 +12,13 @@ given in `aggregate.attention`. Tests hold the two together.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from aggregate.attention import in_groups, weigh, weigh_backward
 from aggregate.packed import segment_softmax, segment_sum
 
 GatedWeights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -37,9 +37,8 @@ def gated_pool(rows: Tensor, offsets: Tensor, weights: GatedWeights) -> tuple[Te
 
 
 def fused_gated_pool(rows: Tensor, offsets: Tensor, weights: GatedWeights) -> tuple[Tensor, Tensor]:
-    """The same as `gated_pool`; the attention is returned without gradient. rows: float32 or bfloat16."""
-    z, attention = _GatedPool.apply(rows, offsets, *weights)
-    return z, attention
+    """The same as `gated_pool`; the attention is returned without gradient. rows: as `fused_attention_pool` takes."""
+    return in_groups(_GatedPool.apply, rows, offsets, weights)
 
 
 class _GatedPool(torch.autograd.Function):
@@ -71,28 +70,17 @@ class _GatedPool(torch.autograd.Function):
         t, g = both[:, :half].mul_(2).sub_(1), both[:, half:]
         p = t * g
         scores = torch.mv(p, score[0].to(kind)).to(wide) + score_bias
-        bounds = offsets.tolist()
-        attention = torch.cat([scores[a:b].softmax(0) for a, b in pairwise(bounds)])
-        weights = attention.to(kind)
-        z = torch.stack([weights[a:b] @ h[a:b] for a, b in pairwise(bounds)]).to(wide)
-        ctx.save_for_backward(rows, project, hidden, gate, score, h, both, p, attention)
-        ctx.bounds = bounds
+        z, attention, shares = weigh(h, scores, offsets)
+        ctx.save_for_backward(rows, project, hidden, gate, score, h, both, p, shares)
         ctx.mark_non_differentiable(attention)
         return z, attention
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, project, hidden, gate, score, h, both, p, attention = ctx.saved_tensors
+        rows, project, hidden, gate, score, h, both, p, shares = ctx.saved_tensors
         kind, wide = rows.dtype, project.dtype
         half = len(hidden)
-        dz = gradients[0].to(kind)
-        d_scores = torch.empty_like(attention)
-        d_h = torch.empty_like(h)
-        for bag, (a, b) in enumerate(pairwise(ctx.bounds)):
-            weight = attention[a:b]
-            d_attention = (h[a:b] @ dz[bag]).to(wide)
-            d_scores[a:b] = weight * (d_attention - weight @ d_attention)  # the softmax's Jacobian
-            torch.outer(weight.to(kind), dz[bag], out=d_h[a:b])
+        d_scores, d_h = weigh_backward(gradients[0], h, shares)
         narrow = d_scores.to(kind)
         d_score = (narrow @ p).to(wide)[None]
         d_both = torch.empty_like(both)
@@ -100,12 +88,12 @@ class _GatedPool(torch.autograd.Function):
         torch.addcmul(g, t, p, value=-1, out=d_both[:, :half])
         torch.addcmul(p, p, g, value=-1, out=d_both[:, half:])
         d_both.mul_(narrow[:, None])
-        gain = torch.cat([score[0], score[0]])
+        gain, ones = torch.cat([score[0], score[0]]), h.new_ones((1, len(h)))
         d_stacked = gain[:, None] * (d_both.t() @ h).to(wide)
-        d_stacked_bias = gain * d_both.sum(0, dtype=wide)
+        d_stacked_bias = gain * (ones @ d_both)[0].to(wide)
         d_h.addmm_(d_both, (gain[:, None] * torch.cat([hidden, gate])).to(kind))
         torch.ops.aten.threshold_backward.grad_input(d_h, h, 0.0, grad_input=d_h)
-        d_project, d_bias = (d_h.t() @ rows).to(wide), d_h.sum(0, dtype=wide)
+        d_project, d_bias = (d_h.t() @ rows).to(wide), (ones @ d_h)[0].to(wide)
         d_rows = d_h @ project.to(kind) if ctx.needs_input_grad[0] else None
         d_hidden, d_gate = torch.split(d_stacked, half)
         d_hidden_bias, d_gate_bias = torch.split(d_stacked_bias, half)

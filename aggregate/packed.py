@@ -8,8 +8,9 @@ invented, dropped or sampled, so nothing that a bag yields can depend on the bag
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-TILE_ROWS = 4096  # rows through a model at a time: products at full speed, activations of a few MB
+TILE_ROWS = 6144  # rows through a model at a time: products at full speed, activations of a few MB
 _MEMORY_SHARE = 0.5  # of the memory that is free when the rows are loaded
 
 
@@ -36,7 +37,10 @@ class RowSource(Protocol):
         ...
 
     def take(self, bags: Sequence[int] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """(rows (ΣK, d), offsets (len(bags) + 1,) int64) of these bags, in this order; float32 unless `scaled`."""
+        """(rows (ΣK, d), offsets (len(bags) + 1,) int64) of these bags, in this order.
+
+        float32, and no row more, unless `scaled` was told otherwise.
+        """
         ...
 
     def moments(self, bags: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -47,8 +51,11 @@ class RowSource(Protocol):
         """The same bags, each as one row: its mean."""
         ...
 
-    def scaled(self, mean: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> RowSource:
-        """The same bags with every row as (row - mean) * scale, computed in float32, taken as `dtype`."""
+    def scaled(self, mean: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32, multiple: int = 1) -> RowSource:
+        """The same bags with every row as (row - mean) * scale, computed in float32, taken as `dtype`.
+
+        multiple: rows of 0, which belong to no bag, follow what is taken until their number is a multiple of it.
+        """
         ...
 
 
@@ -58,7 +65,7 @@ class PackedRows:
     data: (N, d) array or tensor, float16 or float32; a mapped file works, and only what is taken is read.
     parts: for each bag the slices of `data` that make it up, in order.
     affine: (mean, scale) applied to what is taken. device: where taken rows go; where the data are, by default.
-    dtype: of taken rows.
+    dtype: of taken rows. multiple: that their number is filled up to with rows of 0.
     """
 
     def __init__(
@@ -68,9 +75,11 @@ class PackedRows:
         affine: tuple[Tensor, Tensor] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        multiple: int = 1,
     ) -> None:
         self.data = data
         self.dtype = dtype
+        self.multiple = multiple
         self.device = torch.device(device or (data.device if isinstance(data, Tensor) else "cpu"))
         self.parts = [tuple(part) for part in parts]
         self.affine = affine
@@ -79,6 +88,8 @@ class PackedRows:
         if len(self._lengths) and self._lengths.min() < 1:
             raise ValueError(f"bag {int(self._lengths.argmin())} has no rows")
         self._sums: tuple[Tensor, Tensor] | None = None
+        self._kept: Tensor | None = None  # scaled rows of the bags where `_is_kept`
+        self._is_kept = np.zeros(len(self.parts), dtype=bool)
 
     @classmethod
     def of(cls, bags: Sequence[Any]) -> PackedRows:
@@ -100,13 +111,29 @@ class PackedRows:
 
     def take(self, bags: Sequence[int] | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         numbers = [int(bag) for bag in bags]
-        pieces = [_tensor(self.data[part]) for bag in numbers for part in self.parts[bag]]
-        rows = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.device)
-        if self.affine is not None:
-            mean, scale = self.affine
-            rows = (rows.float() - mean) * scale
         offsets = np.concatenate([[0], np.cumsum(self._lengths[numbers])])
-        return rows.to(self.dtype), torch.as_tensor(offsets, device=rows.device)
+        pieces = [piece for bag in numbers for piece in self._pieces(bag)]
+        filling = -int(offsets[-1]) % self.multiple
+        if filling:
+            pieces.append(pieces[0].new_zeros((filling, self.dim)))
+        rows = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.device, self.dtype)
+        return rows, torch.as_tensor(offsets, device=rows.device)
+
+    def _pieces(self, bag: int) -> list[Tensor]:
+        """The bag's parts; scaled where there is an affine, and kept where there is room."""
+        parts = self.parts[bag]
+        if self.affine is None:
+            return [_tensor(self.data[part]) for part in parts]
+        if self._kept is None:
+            return [self._scaled(part, *self.affine) for part in parts]
+        if not self._is_kept[bag]:  # two threads may both see this; they write the same
+            for part in parts:
+                self._kept[part] = self._scaled(part, *self.affine)
+            self._is_kept[bag] = True
+        return [self._kept[part] for part in parts]
+
+    def _scaled(self, part: slice, mean: Tensor, scale: Tensor) -> Tensor:
+        return (_tensor(self.data[part]).to(mean.device).float() - mean).mul_(scale).to(self.dtype)
 
     def moments(self, bags: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         first, second = self._bag_sums()
@@ -133,23 +160,16 @@ class PackedRows:
         means = (first / torch.as_tensor(self._lengths)[:, None]).float()
         return PackedRows(means.to(self.device), [[slice(bag, bag + 1)] for bag in range(len(means))])
 
-    def scaled(self, mean: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> PackedRows:
+    def scaled(self, mean: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32, multiple: int = 1) -> PackedRows:
         if self.affine is not None:
             raise ValueError("these rows are scaled already")
-        if isinstance(self.data, Tensor):
-            n_bytes = self.data.numel() * dtype.itemsize
-            if n_bytes < _MEMORY_SHARE * _free_bytes(self.data.device):
-                copy = self._scaled_copy(mean.to(self.data.device), scale.to(self.data.device), dtype)
-                return PackedRows(copy, self.parts, device=self.device, dtype=dtype)
-        affine = mean.to(self.device), scale.to(self.device)
-        return PackedRows(self.data, self.parts, affine, self.device, dtype)
-
-    def _scaled_copy(self, mean: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        out = torch.empty(self.data.shape, dtype=dtype, device=self.data.device)
-        for start in range(0, len(out), TILE_ROWS):
-            tile = self.data[start : start + TILE_ROWS].float()
-            out[start : start + TILE_ROWS] = tile.sub(mean).mul_(scale)
-        return out
+        n_bytes = len(self.data) * self.dim * dtype.itemsize
+        keep = isinstance(self.data, Tensor) and n_bytes < _MEMORY_SHARE * _free_bytes(self.data.device)
+        place = self.data.device if keep else self.device
+        scaled = PackedRows(self.data, self.parts, (mean.to(place), scale.to(place)), self.device, dtype, multiple)
+        if keep:  # room for each bag, filled when it is first taken: if it is, and by the thread that takes it
+            scaled._kept = torch.empty(self.data.shape, dtype=dtype, device=place)
+        return scaled
 
     def in_memory(self, device: str = "cpu") -> PackedRows:
         """The same bags in one tensor on the device, bags back to back, if they fit; else read as before."""
@@ -169,23 +189,24 @@ class PackedRows:
         return PackedRows(packed, parts, self.affine)
 
 
-def tiles(bags: Sequence[int] | NDArray[np.int64], lengths: NDArray[np.int64], limit: int) -> Iterator[list[int]]:
-    """The bags in order, in groups of at most `limit` rows; a longer bag is a group of its own.
+def tiles(bags: Sequence[int] | NDArray[np.int64], lengths: NDArray[np.int64], limit: int) -> list[list[int]]:
+    """The bags in order, in groups of equal work: about as many rows each, and about `limit` at most.
 
-    >>> list(tiles([0, 1, 2, 3], np.array([3, 2, 9, 1]), 5))
-    [[0, 1], [2], [3]]
+    If there are several groups, their number is a multiple of four, so that two threads or four have as many each.
+
+    >>> tiles([0, 1, 2, 3, 4], np.array([300, 200, 900, 100, 500]), 1000)
+    [[0, 1], [2], [3], [4]]
     """
-    group: list[int] = []
-    rows = 0
-    for bag in bags:
-        length = int(lengths[bag])
-        if group and rows + length > limit:
-            yield group
-            group, rows = [], 0
-        group.append(int(bag))
-        rows += length
-    if group:
-        yield group
+    numbers = np.asarray(bags, dtype=np.int64)
+    if len(numbers) == 0:
+        return []
+    rows = lengths[numbers]
+    ends = np.cumsum(rows)
+    count = math.ceil(ends[-1] / limit)
+    if count > 1:
+        count = 4 * math.ceil(count / 4)
+    group = (ends - rows / 2) * count // ends[-1]  # where a bag's middle lies
+    return [part.tolist() for part in np.split(numbers, np.flatnonzero(np.diff(group)) + 1)]
 
 
 def segments(rows: Tensor, offsets: Tensor) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aggregate.attention import attention_pool, fused_attention_pool, uniform_attention
+from aggregate.attention import GROUP, attention_pool, fused_attention_pool, uniform_attention
 
 
 def problem(dtype: torch.dtype = torch.float64):
@@ -33,6 +33,30 @@ def test_the_fused_gradient_equals_autograds(rows_need_gradient: bool) -> None:
 def test_the_fused_gradient_equals_finite_differences() -> None:
     rows, offsets, weights = problem()
     assert torch.autograd.gradcheck(lambda x, *w: fused_attention_pool(x, offsets, w)[0], (rows, *weights))
+
+
+def test_rows_after_the_last_bag_change_nothing() -> None:
+    rows, offsets, weights = problem()
+    found = []
+    for given in (rows.detach(), torch.cat([rows.detach(), torch.zeros(5, 5, dtype=rows.dtype)])):
+        z, attention = fused_attention_pool(given, offsets, weights)
+        assert attention.shape == (11,)
+        found.append((z.detach(), attention, *torch.autograd.grad(z.square().sum(), weights)))
+    for plain, filled in zip(*found, strict=True):
+        torch.testing.assert_close(filled, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_more_bags_than_are_pooled_at_once_are_pooled_all() -> None:
+    g = torch.Generator().manual_seed(6)
+    _, _, weights = problem()
+    offsets = torch.tensor([0, *torch.randint(1, 4, (2 * GROUP + 3,), generator=g).cumsum(0).tolist()])
+    rows = torch.randn(int(offsets[-1]) + 5, 5, generator=g, dtype=torch.float64)  # the last 5 are of no bag
+    found = []
+    for pool, given in ((attention_pool, rows[:-5]), (fused_attention_pool, rows)):
+        z, attention = pool(given, offsets, weights)
+        found.append((z.detach(), attention.detach(), *torch.autograd.grad(z.square().sum(), weights)))
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-12)
 
 
 def test_rows_in_bfloat16_give_the_gradient_to_its_precision() -> None:

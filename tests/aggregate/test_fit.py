@@ -101,6 +101,31 @@ def test_a_set_that_both_trains_and_stops_is_refused() -> None:
         fit(source, targets, np.arange(5), np.arange(4, 8), lambda *a: build_aggregator("mean", *a), QUICK, (0,))
 
 
+@pytest.mark.parametrize("name", ["abmil", "gated-abmil"])
+def test_bfloat16_gives_the_losses_of_float32_where_features_hardly_vary(name: str) -> None:
+    """In float16 around 100, whose neighbours are 1/16 apart, with a deviation of 1/2: rounded only once centred."""
+    rng = np.random.default_rng(0)
+    codes = np.arange(60) % 2
+    bags = [(rng.standard_normal((int(rng.integers(20, 60)), 32)) + 0.2 * y) / 2 + 100 for y in codes]
+    source = PackedRows.of([bag.astype(np.float16) for bag in bags])
+    targets = Targets((Endpoint("y", "binary", ("0", "1")),), codes[:, None].astype(float))
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        result = fit(
+            source,
+            targets,
+            np.arange(40),
+            np.arange(40, 60),
+            lambda *a: build_aggregator(name, *a),
+            Preset("quick", lr=1e-3, batch=16, epochs=6, patience=6),
+            (0,),
+            precision=precision,
+        )
+        losses.append([[row["train_loss"], row["inner_loss"]] for row in result.history])
+    assert losses[0][-1][0] < losses[0][0][0] - 0.05
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-2)
+
+
 def one_epoch(tile_rows: int, threads: int, dropout: float) -> tuple[float, torch.Tensor]:
     """(loss, projection) after an epoch of plain gradient steps, with so many threads of torch."""
     source, targets = cohort()

@@ -40,6 +40,17 @@ def test_the_fused_gradient_equals_autograds(rows_need_gradient: bool) -> None:
         torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-12)
 
 
+def test_rows_after_the_last_bag_change_nothing() -> None:
+    rows, offsets, weights = problem()
+    found = []
+    for given in (rows.detach(), torch.cat([rows.detach(), torch.zeros(5, 5, dtype=rows.dtype)])):
+        z, attention = fused_gated_pool(given, offsets, weights)
+        assert attention.shape == (11,)
+        found.append((z.detach(), attention, *torch.autograd.grad(z.square().sum(), weights)))
+    for plain, filled in zip(*found, strict=True):
+        torch.testing.assert_close(filled, plain, rtol=1e-10, atol=1e-12)
+
+
 def test_rows_in_bfloat16_give_the_gradient_to_its_precision() -> None:
     """Over bags and widths of real size: each part of the gradient within 2 % of float32's, in norm."""
     g = torch.Generator().manual_seed(5)

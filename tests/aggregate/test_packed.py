@@ -58,9 +58,38 @@ def test_an_empty_bag_is_refused() -> None:
         PackedRows(np.zeros((3, 2), np.float32), [[slice(0, 3)], [slice(3, 3)]])
 
 
-def test_tiles_keep_the_order_and_the_limit() -> None:
-    assert list(tiles([0, 1, 2, 3], np.array([3, 2, 9, 1]), 5)) == [[0, 1], [2], [3]]
-    assert list(tiles([], np.array([3]), 5)) == []
+def test_rows_of_no_bag_fill_up_what_is_taken(bags: list[np.ndarray]) -> None:
+    source = PackedRows.of(bags)
+    mean, sd = source.moments(np.arange(3))
+    plain, filled = (source.scaled(mean, 1 / sd, multiple=each) for each in (1, 8))
+    for chosen, number in (([0, 1, 2], 16), ([2, 1], 8), ([0], 8)):
+        (expected, offsets), (rows, same) = plain.take(chosen), filled.take(chosen)
+        assert rows.shape == (number, 5)
+        assert torch.equal(rows[: offsets[-1]], expected)
+        assert not rows[offsets[-1] :].any()
+        assert torch.equal(offsets, same)
+
+
+def test_a_scaled_bag_is_the_same_whenever_and_beside_whatever_it_is_taken(bags: list[np.ndarray]) -> None:
+    source = PackedRows(np.concatenate(bags), [[slice(0, 12, 3), slice(1, 2)], [slice(4, 5)]]).in_memory()
+    scaled = source.scaled(torch.full((5,), 100.0), torch.full((5,), 0.5), torch.bfloat16)
+    both, alone, again = scaled.take([1, 0])[0], scaled.take([0])[0], scaled.take([0, 0])[0]
+    assert torch.equal(both[1:], alone)
+    assert torch.equal(again, torch.cat([alone, alone]))
+    expected = (np.concatenate(bags)[[0, 3, 6, 9, 1]] - 100) * 0.5
+    np.testing.assert_allclose(alone.float().numpy(), expected, rtol=2**-8)
+
+
+def test_tiles_keep_the_order_and_share_the_rows_evenly() -> None:
+    assert tiles([2, 0, 1], np.array([300, 200, 900]), 1400) == [[2, 0, 1]]
+    assert tiles([], np.array([3]), 5) == []
+    lengths = np.random.default_rng(0).integers(100, 200, 500)
+    order = np.random.default_rng(1).permutation(500)
+    groups = tiles(order, lengths, 4000)
+    assert np.concatenate(groups).tolist() == order.tolist()
+    assert len(groups) % 4 == 0
+    rows = np.array([lengths[group].sum() for group in groups])
+    assert np.abs(rows - rows.mean()).max() <= 200
 
 
 def test_segment_softmax_equals_a_softmax_of_each_bag_alone() -> None:

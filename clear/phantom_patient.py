@@ -222,7 +222,7 @@ def _acquire(
     origin = float(x_mm[0, 0]), float(y_mm[0, 0])
     rng = stream("person")
     return Phantom(
-        patient_id=f"PHANTOM-{index + 1:04d}",
+        patient_id=patient_name(index),
         index=index,
         seed=seed,
         findings=present,
@@ -237,6 +237,15 @@ def _acquire(
         sex="F" if anatomy.breast_mm else "M",
         age_years=int(rng.integers(28, 88)),
     )
+
+
+def patient_name(index: int) -> str:
+    """The patient id of an index.
+
+    >>> patient_name(0)
+    'PHANTOM-0001'
+    """
+    return f"PHANTOM-{index + 1:04d}"
 
 
 def _boxes(

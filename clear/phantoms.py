@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from clear.errors import InputError
 from clear.phantom_dicom import Written, write_patient
 from clear.phantom_findings import FINDINGS
-from clear.phantom_patient import PREVALENCE, Box, Phantom, PhantomSeries, draw_patient
+from clear.phantom_patient import PREVALENCE, Box, Phantom, PhantomSeries, draw_patient, patient_name
 
 __all__ = ["FINDINGS", "Box", "Cohort", "Phantom", "PhantomSeries", "draw_labels", "draw_patient", "write_cohort"]
 
@@ -58,6 +58,7 @@ def write_cohort(
     seed: int = 0,
     matrix: int = 256,
     slices: int = 24,
+    first: int = 0,
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> Cohort:
@@ -65,20 +66,24 @@ def write_cohort(
 
     Each finding is present in PREVALENCE of the patients (rounded), independently of the others. Box columns: x0..x1
     and y0..y1 half-open ranges of column and row indices, slice0..slice1 of slices from feet to head, z in mm.
+    first: index of the first patient: cohorts of one seed that share no index share no patient and no patient id.
     workers: processes; with 1 everything runs in this one. progress: called with the number of patients just done.
 
     Raises InputError when `folder` exists and holds anything, or a number makes no sense.
     """
-    if patients < 1 or workers < 1:
-        raise InputError(f"a cohort needs at least one patient and one worker; found {patients} and {workers}")
+    if patients < 1 or workers < 1 or first < 0:
+        raise InputError(
+            f"a cohort needs at least one patient and one worker, and starts at index 0 or later; found {patients}, "
+            f"{workers} and {first}"
+        )
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: expected a new or empty folder for the synthetic cohort. Choose another one.")
     dicom = folder / DICOM_FOLDER
     dicom.mkdir(parents=True, exist_ok=True)
-    present = draw_labels(patients, seed)
+    present = draw_labels(patients, seed, first)
     draw = partial(write_patient, dicom, seed=seed, matrix=matrix, slices=slices)
-    jobs = [(index, tuple(name for name in FINDINGS if present[name][index])) for index in range(patients)]
+    jobs = [(first + i, tuple(name for name in FINDINGS if present[name][i])) for i in range(patients)]
     if workers == 1:
         written = _collect(map(draw, jobs), progress)
     else:
@@ -87,7 +92,7 @@ def write_cohort(
         with ProcessPoolExecutor(min(workers, patients), mp_context=context) as pool:
             written = _collect(pool.map(draw, jobs), progress)
     labels, boxes = folder / LABELS_TABLE, folder / BOXES_TABLE
-    ids = [f"PHANTOM-{index + 1:04d}" for index in range(patients)]
+    ids = [patient_name(first + i) for i in range(patients)]
     table = [(ids[i], *(str(int(present[name][i])) for name in FINDINGS)) for i in range(patients)]
     _write_table(labels, ("patient_id", *FINDINGS), table)
     _write_table(boxes, BOX_COLUMNS, [row for part in written for row in part.boxes])
@@ -95,11 +100,11 @@ def write_cohort(
     return Cohort(dicom, labels, boxes, patients, series, localizers)
 
 
-def draw_labels(patients: int, seed: int) -> dict[str, NDArray[np.bool_]]:
+def draw_labels(patients: int, seed: int, first: int = 0) -> dict[str, NDArray[np.bool_]]:
     """Which patients have which finding: PREVALENCE of them, rounded, in an order of its own for each finding."""
     labels = {}
     for number, name in enumerate(FINDINGS):
-        rng = np.random.default_rng([seed, number, 20])
+        rng = np.random.default_rng([seed, number, 20, first] if first else [seed, number, 20])
         positive = np.zeros(patients, bool)
         positive[rng.permutation(patients)[: round(PREVALENCE * patients)]] = True
         labels[name] = positive

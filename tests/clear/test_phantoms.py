@@ -181,6 +181,23 @@ def test_the_tables_agree_with_each_other_and_with_the_files(cohort: Cohort) -> 
     )
 
 
+def test_cohorts_of_one_seed_without_a_common_index_share_no_patient(cohort: Cohort, tmp_path: Path) -> None:
+    later = write_cohort(tmp_path / "later", patients=2, seed=3, first=PATIENTS, workers=1, **SMALL)
+    assert [row["patient_id"] for row in table(later.labels)] == [f"PHANTOM-{PATIENTS + i:04d}" for i in (1, 2)]
+    own, others = volumes(cohort), volumes(later)
+    assert not set(own) & set(others)
+    first = f"PHANTOM-{PATIENTS + 1:04d}"
+    images = next(images for images in others.values() if images[0].PatientID == first)
+    findings = [name for name in FINDINGS if table(later.labels)[0][name] == "1"]
+    drawn = draw_patient(3, PATIENTS, findings=findings, **SMALL)
+    assert drawn.patient_id == first
+    assert images[0].PatientAge == f"{drawn.age_years:03d}Y"
+    heights = sorted(float(image.ImagePositionPatient[2]) for image in images)
+    assert any(np.allclose(heights, one.z_mm, atol=1e-3) for one in drawn.series)
+    with pytest.raises(InputError, match="starts at index 0 or later"):
+        write_cohort(tmp_path / "none", patients=2, first=-1)
+
+
 def test_each_finding_is_present_in_its_share_and_independent_of_the_others() -> None:
     labels = draw_labels(2000, seed=1)
     matrix = np.array([labels[name] for name in FINDINGS], float)

@@ -33,13 +33,14 @@ from clear.tasks import Preset
 class FoldResult:
     """One fold: the fitted model, the bags it scored, their (n, S) predictions and attention (K,) each.
 
-    Predictions are nan for endpoints that the training bags could not teach (`Targets.where_learnt`).
+    Predictions are nan for the endpoints that the training bags could not teach, and those are `not_learnt`.
     """
 
     fitted: Fitted
     scored: NDArray[np.int64]
     scores: NDArray[np.float64]
     attention: list[NDArray[np.float32]]
+    not_learnt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,11 @@ def run_folds(
                     fold=fold,
                 )
             )
-            fits.append(_fit_record(repeat, fold, one, result.fitted, searched=found is not None))
+            fits.append(_fit_record(repeat, fold, one, result, searched=found is not None))
             reached += plan.epochs
             bar.update(reached - bar.n)
     write_table(folder / "history.csv", pl.DataFrame(history))
-    return pl.concat(predictions).with_columns(pl.col("y_score").fill_nan(None)), fits
+    return pl.concat(predictions), fits
 
 
 def fit_fold(
@@ -151,7 +152,7 @@ def fit_fold(
     )
     logits, attention = predict(fitted.model, rows, split["test"])
     scores = cohort.targets.where_learnt(predicted(logits, cohort.targets, fitted.scale), split["train"])
-    return FoldResult(fitted, split["test"], scores, attention)
+    return FoldResult(fitted, split["test"], scores, attention, cohort.targets.not_learnt(split["train"]))
 
 
 def builder(aggregator: str, options: Mapping[str, Any] | None = None) -> Callable[[int, int, float], Aggregator]:
@@ -199,7 +200,8 @@ def _chosen(settings: Settings, found: Search | None, pair: tuple[int, int]) -> 
     return Candidate(settings.aggregator, settings.preset, {}) if found is None else found.chosen[pair]
 
 
-def _fit_record(repeat: int, fold: int, one: Candidate, fitted: Fitted, searched: bool) -> dict[str, Any]:
+def _fit_record(repeat: int, fold: int, one: Candidate, result: FoldResult, searched: bool) -> dict[str, Any]:
+    fitted = result.fitted
     record: dict[str, Any] = {
         "repeat": repeat,
         "fold": fold,
@@ -208,6 +210,7 @@ def _fit_record(repeat: int, fold: int, one: Candidate, fitted: Fitted, searched
         "best_epoch": fitted.best_epoch,
         "steps": fitted.steps,
         "scale": fitted.scale.tolist(),
+        "not_learnt": list(result.not_learnt),
     }
     if searched:
         record |= {"aggregator": one.aggregator, "dropout": one.preset.dropout, "chosen": dict(one.changes)}

@@ -12,7 +12,7 @@ threshold is chosen from data but that of sensitivity at a fixed specificity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregate.survival import c_index
-from clear.task import METRICS_OF_KIND
 
 Floats = NDArray[np.float64]
 Metric = Callable[[NDArray[Any], Floats, Floats], Floats]
@@ -181,12 +180,6 @@ OF_ALL_CLASSES: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
     }
 )
 LOWER_IS_BETTER = frozenset({"brier", "ece", "mae"})
-
-
-def metrics_for(kind: str, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Those of the wanted metrics that an endpoint of this kind can have; the first two of its kind when none can."""
-    of_kind = METRICS_OF_KIND[kind]
-    return tuple(name for name in wanted if name in of_kind) or of_kind[:2]
 
 
 def plain(metric: Metric, truth: NDArray[Any], scores: Floats) -> float:

@@ -57,7 +57,7 @@ class Prediction:
 
     def table(self) -> str:
         """What a terminal shows."""
-        models = self.scores["models"].to_list()[0]
+        models = max(self.scores["models"].to_list(), default=0)
         lines = [f"{self.scores['scan_id'].n_unique()} bags scored by {models} models"]
         if self.metrics.height:
             lines += metrics_text(self.metrics, self.endpoints)
@@ -110,6 +110,7 @@ def predict(
         cohort, noted = _cohort(opened_run, opened, joined, owner)
         seen, told = _seen(opened_run, opened, cohort)
         by_model = _scores(opened_run, opened, cohort, place)
+        told += _not_learnt(opened_run)
         scores = _ensemble(opened_run, cohort, by_model, seen)
         metrics, left = (
             _metrics(opened_run, cohort, by_model, seen, seed) if joined is not None else (pl.DataFrame(), [])
@@ -210,18 +211,36 @@ def _cohort(run: Run, bags: Bags, joined: Joined | None, owner: Mapping[str, str
 
 
 def _scores(run: Run, bags: Bags, cohort: Cohort, device: str) -> list[NDArray[np.float64]]:
-    """(B, S) scores of each model, in the order of `run.pairs`."""
+    """(B, S) scores of each model, in the order of `run.pairs`; nan for endpoints that it could not learn."""
     rows = cohort.rows(bags, device)
     everyone = np.arange(len(cohort))
     out = []
     for repeat, fold in run.pairs:
         logits, _ = score_bags(run.model(repeat, fold).to(device), rows, everyone)
-        out.append(predicted(logits, cohort.targets, run.scale(repeat, fold)))
+        scores = predicted(logits, cohort.targets, run.scale(repeat, fold))
+        out.append(cohort.targets.without(scores, run.not_learnt(repeat, fold)))
     return out
 
 
+def _not_learnt(run: Run) -> list[str]:
+    """A remark on each endpoint that some of the run's models could not learn."""
+    folds: dict[str, int] = {}
+    for repeat, fold in run.pairs:
+        for name in run.not_learnt(repeat, fold):
+            folds[name] = folds.get(name, 0) + 1
+    return [
+        f"{name}: {count} of {len(run.pairs)} models had nothing to learn it from and take no part in its scores"
+        for name, count in folds.items()
+    ]
+
+
 def _ensemble(run: Run, cohort: Cohort, by_model: Sequence[NDArray[np.float64]], seen: Sequence[str]) -> pl.DataFrame:
+    """A row a score: the mean over the models that learnt the endpoint, how many, and their standard deviation."""
     stacked = np.stack(by_model)
+    counts = np.isfinite(stacked).sum(axis=0)
+    mean = np.nansum(stacked, axis=0) / np.where(counts, counts, np.nan)
+    squares = np.nansum((stacked - mean) ** 2, axis=0)
+    deviation = np.sqrt(squares / np.where(counts > 1, counts - 1, np.nan))
     everyone = np.arange(len(cohort))
 
     def rows(values: NDArray[np.float64]) -> pl.DataFrame:
@@ -229,12 +248,11 @@ def _ensemble(run: Run, cohort: Cohort, by_model: Sequence[NDArray[np.float64]],
             cohort.names, cohort.patient_ids, cohort.targets, everyone, values, repeat=0, fold=0, split="external"
         )
 
-    table = rows(stacked.mean(axis=0))
-    spread = rows(stacked.std(axis=0, ddof=1))["y_score"] if len(stacked) > 1 else pl.Series([None] * table.height)
+    table = rows(mean)
     of_bag = dict(zip(cohort.names, seen, strict=True))
     return table.drop("repeat", "fold", "split").with_columns(
-        spread.cast(pl.Float64).alias("y_sd"),
-        pl.lit(len(stacked)).alias("models"),
+        rows(deviation)["y_score"].alias("y_sd"),
+        rows(counts.astype(np.float64))["y_score"].cast(pl.Int64).alias("models"),
         pl.Series("seen", [of_bag[name] for name in table["scan_id"]], dtype=pl.String),
     )
 

@@ -3,7 +3,8 @@
 One row a bag for each score of an endpoint (`Endpoint.score_classes`): the positive class of a binary one, each class
 of a multi-class or ordinal one, `class` empty for a quantity or a survival time. y_true is 1 or 0 for a class (the bag
 is of it, or not), the value, or the time; event is 1 or 0 for survival and null elsewhere; both are null when unknown.
-y_score is a probability, a value in the label's unit, or a log hazard (higher = earlier event).
+y_score is a probability, a value in the label's unit, or a log hazard (higher = earlier event); null where no model
+that could learn the endpoint scored the bag.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def prediction_rows(
                     pl.lit(split).alias("split"),
                     pl.Series("y_true", truth, dtype=pl.Float64).fill_nan(None),
                     pl.Series("event", event).fill_nan(None).cast(pl.Int64),
-                    pl.Series("y_score", scores[:, columns.start + position], dtype=pl.Float64),
+                    pl.Series("y_score", scores[:, columns.start + position], dtype=pl.Float64).fill_nan(None),
                 )
             )
     return pl.concat(frames).select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())

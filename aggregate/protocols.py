@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from aggregate.aggregators import check_aggregator
 from aggregate.cohort import Cohort
 from aggregate.fit import check_teaching
-from aggregate.folds import Folds, by_patient, draw_inner, make_folds, make_group_folds, make_test_folds
+from aggregate.folds import Folds, by_patient, make_folds, make_group_folds, make_test_folds
 from aggregate.folds_file import read_folds
 from aggregate.metrics import auroc, plain
+from aggregate.stratify import draw_inner
 from aggregate.survival import c_index
 from clear.errors import InputError
 from clear.presets import GRID_NAMES

@@ -115,6 +115,10 @@ class Run:
         fit = self._fit(repeat, fold)
         return np.asarray(fit.get("scale", [[0.0, 1.0]] * len(self.endpoints)), dtype=np.float64)
 
+    def not_learnt(self, repeat: int = 0, fold: int = 0) -> tuple[str, ...]:
+        """Endpoints that this fold's training bags could not teach: its scores of them mean nothing."""
+        return tuple(self._fit(repeat, fold).get("not_learnt", ()))
+
     def attention(self, repeat: int = 0, fold: int = 0) -> NDArray[np.float32]:
         """(N,) the attention of one fold's scored instances, rows as in the bag file, nan elsewhere.
 

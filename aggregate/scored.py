@@ -19,9 +19,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from aggregate.intervals import leave_one_out, patient_draws
-from aggregate.metrics import METRICS, OF_ALL_CLASSES, Metric, called, median_class, metrics_for, plain
+from aggregate.metrics import METRICS, OF_ALL_CLASSES, Metric, called, median_class, plain
 from clear.endpoints import Endpoint
 from clear.errors import InputError
+from clear.task import metrics_for
 
 Floats = NDArray[np.float64]
 FOLD_MEAN, POOLED, ENSEMBLE = "fold_mean", "pooled", "ensemble"

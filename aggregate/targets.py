@@ -103,11 +103,19 @@ class Targets:
         events = [None if self.events is None else self.events[bags, e] for e in range(len(self.endpoints))]
         return [nothing_to_learn(endpoint, self.codes[bags, e], events[e]) for e, endpoint in enumerate(self.endpoints)]
 
+    def not_learnt(self, bags: NDArray[np.int64]) -> tuple[str, ...]:
+        """Names of the endpoints that these bags cannot teach."""
+        return tuple(e.name for e, why in zip(self.endpoints, self.nothing_to_learn(bags), strict=True) if why)
+
     def where_learnt(self, scores: NDArray[np.float64], bags: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, S) scores of a model that these bags taught, nan for the endpoints that they could not teach."""
+        return self.without(scores, self.not_learnt(bags))
+
+    def without(self, scores: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.float64]:
+        """(n, S) scores, nan for the endpoints of these names."""
         out = np.array(scores, dtype=np.float64)
-        for columns, why in zip(self.score_columns, self.nothing_to_learn(bags), strict=True):
-            if why:
+        for endpoint, columns in zip(self.endpoints, self.score_columns, strict=True):
+            if endpoint.name in names:
                 out[:, columns] = np.nan
         return out
 

@@ -214,7 +214,7 @@ class EncoderCard:
     def preprocessing(self) -> dict[str, Any]:
         """What happens to a slice or volume before the network, beside the windows."""
         if self.volume is not None:
-            return {"volume": {key: value for key, value in self.volume.as_dict().items() if key != "planes"}}
+            return {"volume": self.volume.as_dict()}
         own: dict[str, Any] = {}
         if self.channel_windows:
             own["channel_windows"] = [window.as_dict() for window in self.channel_windows]

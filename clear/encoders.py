@@ -341,11 +341,32 @@ _ENTRIES: tuple[EncoderCard, ...] = (
         "the mirror's page names ImageNet's",
     ),
     _radio_dino("radio-dino-t", "tiny", 192, _LINKED, "no hub repository was found"),
-    _radio_dino("radio-dino-t-sp", "tiny", 192, _LINKED, "its patch, taken as 8; no hub repository was found", 8),
-    _radio_dino("radio-dino-s-sp", "small", 384, _LINKED, "its patch, taken as 8; no hub repository was found", 8),
+    _radio_dino("radio-dino-t-sp", "tiny", 192, _LINKED, "its patch, 8 as the small one's; no hub repository found", 8),
+    _radio_dino(
+        "radio-dino-s-sp",
+        "small",
+        384,
+        WeightSource("hub", "Snarcy/RadioDino-s8", size_mb=86.7),
+        "the hub's file name and size",
+        patch=8,
+    ),
     _radio_dino("radio-dino-s", "small", 384, WeightSource("hub", "Snarcy/RadioDino-s16", size_mb=86.7)),
     _radio_dino(
         "radio-dino-b", "base", 768, WeightSource("hub", "Snarcy/RadioDino-b16", size_mb=343.2), "the hub's file name"
+    ),
+    EncoderCard(
+        name="radio-dinov2",
+        architecture="timm:vit_small_patch14_dinov2",
+        dim=384,
+        source=WeightSource("none", "Its authors name it in their paper; no published file was found.", "weights.pth"),
+        trained_on="trained on RadImageNet (1.35 million CT, MR and ultrasound slices)",
+        settings={"img_size": 224},
+        positions="dinov2",
+        ignored=("head.",),
+        any_size=True,
+        licence="CC-BY-4.0",
+        citation=_RADIO_DINO,
+        unverified="its size and patch, which are read off the file that is given",
     ),
     EncoderCard(
         name="rad-dino",
@@ -376,7 +397,6 @@ _ENTRIES: tuple[EncoderCard, ...] = (
         pooling="native",
         positions="exact",
         modalities=("CT",),
-        bfloat16=False,  # not compared with float32 at full depth
         licence="Health AI Developer Foundations terms of use",
         citation=_MEDSIGLIP,
         unverified="that its own training stacked the three CT windows of its technical report, as MedGemma's did",
@@ -391,7 +411,7 @@ _ENTRIES: tuple[EncoderCard, ...] = (
         trained_on="trained on 8-bit medical images of 14 domains, CT and MR among them",
         input_size=480,
         pooling="native",
-        bfloat16=False,  # not compared with float32 at full depth
+        bfloat16=False,
         licence="MIT by the mirror's page",
         citation=_MEDIMAGEINSIGHT,
         unverified="which of its loader's two spellings the file has (both are read)",
@@ -416,7 +436,7 @@ _ENTRIES: tuple[EncoderCard, ...] = (
         std=(1.0,),
         intensity="slice_zscore",
         positions="exact",
-        bfloat16=False,  # not compared with float32 at full depth
+        bfloat16=False,
         licence="research only; see its page on the hub",
         citation=_CURIA,
         unverified="its preprocessor_config on the hub, which was not seen; licence reports differ",

@@ -224,7 +224,9 @@ def choose_precision(precision: str, device: torch.device, card: EncoderCard) ->
     if precision not in ("auto", "float32", "bfloat16"):
         raise InputError(f"--precision {precision}: expected auto, float32 or bfloat16")
     if precision == "bfloat16" and not card.bfloat16:
-        raise InputError(f"--precision bfloat16: encoder {card.name} loses too much in it; use float32")
+        raise InputError(
+            f"--precision bfloat16: encoder {card.name} is not known to keep its embeddings in it; use float32"
+        )
     if precision != "auto":
         return precision
     return "bfloat16" if card.bfloat16 and has_native_bfloat16(device) else "float32"

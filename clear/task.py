@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
@@ -35,6 +35,12 @@ METRICS_OF_KIND: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS_OF_KIND.values() for name in names))
 ID_GROUPS = ("patient_id", "study_uid", "series_uid")
+
+
+def metrics_for(kind: str, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Those of the wanted metrics that an endpoint of this kind can have; the first two of its kind when none can."""
+    of_kind = METRICS_OF_KIND.get(kind, METRICS)  # a kind may still be open
+    return tuple(name for name in wanted if name in of_kind) or of_kind[:2]
 
 
 @dataclass(frozen=True)
@@ -105,11 +111,8 @@ class Task:
         self._check_ids()
 
     def metrics_of(self, endpoint: Endpoint) -> tuple[str, ...]:
-        """The metrics of one endpoint: the task's own that its kind allows, else the usual ones of the kind."""
-        allowed = METRICS_OF_KIND.get(endpoint.kind, METRICS)
-        chosen = tuple(name for name in self.metrics if name in allowed)
-        usual = METRICS if set(METRICS) <= set(allowed) and endpoint.kind != "ordinal" else allowed[:2]
-        return chosen or usual
+        """The metrics of one endpoint, `metrics_for` its kind."""
+        return metrics_for(endpoint.kind, self.metrics)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -48,7 +48,6 @@ class VolumeInput:
         `extent`: int(n s / t) samples that share the whole extent evenly, so that they lie nearly t apart
         (`torch.nn.functional.interpolate`, align_corners=False).
     clip: whether HU are clipped `before` or `after` they are interpolated.
-    planes: slice planes that are taken; empty for any.
     """
 
     spacing_mm: tuple[float, float, float]
@@ -59,7 +58,6 @@ class VolumeInput:
     axes: str
     grid: Grid
     clip: Clip
-    planes: tuple[str, ...] = ("axial",)
 
     def __post_init__(self) -> None:
         def need(fits: bool, name: str, expected: str) -> None:
@@ -112,8 +110,8 @@ def prepare_volume(volume: Volume, spec: VolumeInput) -> Tensor:
     where nothing was scanned. Slices at uneven distances are blended linearly onto even ones when none is further
     than 10 mm from the next, else refused: what lies in a wider gap would be invented.
 
-    Raises ScanRefused: `modality` for anything but CT; `plane` for slices in a plane that `spec` does not name;
-    `single_slice`; `unknown_spacing`; `uneven_spacing` as above, and when uneven slices are shifted or tilted too.
+    Raises ScanRefused: `modality` for anything but CT; `single_slice`; `unknown_spacing`; `uneven_spacing` as above,
+    and when uneven slices are shifted or tilted too.
     """
     import SimpleITK as sitk  # takes a third of a second, and slice encoders need none of it
     import torch  # cards hold a VolumeInput and are read without torch
@@ -194,8 +192,6 @@ class _Line:
 def _stack(volume: Volume, spec: VolumeInput) -> _Stack:
     if volume.modality != "CT":
         raise ScanRefused("modality", f"{volume.modality or 'unknown'} scan; this encoder takes HU, so CT only")
-    if spec.planes and volume.plane not in spec.planes:
-        raise ScanRefused("plane", f"{volume.plane} slices; this encoder knows {', '.join(spec.planes)} only")
     if volume.n_slices < 2:
         raise ScanRefused("single_slice", "one slice is no volume; choose a slice encoder for it")
     _, dy, dx = volume.spacing_mm

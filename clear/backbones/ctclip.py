@@ -104,12 +104,12 @@ def build(card: EncoderCard) -> nn.Module:
 def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """A checkpoint's tensors without what is known not to belong to image latents; the rest stays, to be loaded.
 
-    The whole model is bare or under `module.`. `null_kv` is left out where it has no rows, as in the published
+    `null_kv` is left out where it has no rows, as in the published
     weights; with rows it would take part in attention, so it stays and the strict load names it.
     """
     return {
         name: tensor
-        for name, tensor in _unwrapped(tensors).items()
+        for name, tensor in tensors.items()
         if not name.startswith(card.ignored)
         and not NOT_IMAGE.fullmatch(name)
         and not (NULL_KV.fullmatch(name) and tensor.numel() == 0)
@@ -122,7 +122,7 @@ def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises WeightsError when they are not CT-CLIP's. The patch size is that of the unused `to_patch_emb_first_frame`:
     nothing else tells the frames of a patch from its rows and columns.
     """
-    named = _unwrapped(tensors)
+    named = dict(tensors)
     try:
         codes = named["visual_transformer.vq._codebook.embed"].shape[1:]
         latent = named["to_visual_latent.weight"].shape
@@ -155,10 +155,3 @@ def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         ) from error
     changed = {name: value for name, value in settings.items() if value != SETTINGS[name] or name == "output"}
     return {"architecture": "ctclip:ctvit", "dim": latent[0], "settings": changed}
-
-
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same under their official names."""
-    if tensors and all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return dict(tensors)

@@ -175,13 +175,13 @@ def build(card: EncoderCard) -> nn.Module:
 def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """A checkpoint's tensors without the text encoder and without heads that the card's output does not use.
 
-    The whole model is bare or under `module.`; the image encoder alone may stand without `encode_image.i3_resnet.`.
+    The image encoder alone may stand without `encode_image.i3_resnet.`.
     """
     own = network.state_dict()
     unused = tuple(f"{PREFIX}{head[0]}." for head in HEADS.values() if head and f"{PREFIX}{head[0]}.weight" not in own)
     return {
         name: tensor
-        for name, tensor in _unwrapped(tensors).items()
+        for name, tensor in _official(tensors).items()
         if not name.startswith(card.ignored) and not name.startswith(NOT_IMAGE) and not name.startswith(unused)
     }
 
@@ -191,7 +191,7 @@ def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Raises WeightsError when they are not Merlin's.
     """
-    names = _unwrapped(tensors)
+    names = _official(tensors)
     blocks = [re.fullmatch(rf"{re.escape(PREFIX)}layer(\d+)\.(\d+)\.conv1\.weight", name) for name in names]
     found = [(int(match[1]), int(match[2])) for match in blocks if match]
     stem, heads = names.get(f"{PREFIX}conv1.weight"), {}
@@ -230,10 +230,8 @@ def inflate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same under their official names."""
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if "conv1.weight" in tensors:
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
     return dict(tensors)

@@ -128,7 +128,7 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     key = "trunk.pos_embed"
     if key in out and _is_square(out[key], tower.prefix_tokens) and out[key].shape != tower.trunk.pos_embed.shape:
         # open_clip leaves it to timm: bicubic to the exact size, antialiased, as DINOv2 with registers does
-        out[key] = resize_positions(out[key], tower.trunk.patch_embed.grid_size[0], "dinov2_registers")
+        out[key] = resize_positions(out[key], tower.trunk.patch_embed.grid_size, "dinov2_registers")
     return out
 
 

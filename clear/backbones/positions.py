@@ -34,10 +34,10 @@ RULES = {
 }
 
 
-def resize_positions(positions: Tensor, side: int, rule: str) -> Tensor:
-    """Positions (1, p + n*n, d) on a square grid, (1, p + side*side, d); p is 1 with a class position, else 0.
+def resize_positions(positions: Tensor, grid_size: tuple[int, int], rule: str) -> Tensor:
+    """Positions (1, p + n*n, d) of a square grid on one of (rows, columns); p is 1 with a class position, else 0.
 
-    Unchanged at the native size. Raises WeightsError when they are of no square grid.
+    Returns (1, p + rows*columns, d); unchanged at the native size. Raises WeightsError when they are of no square grid.
     """
     count = positions.shape[1]
     native = math.isqrt(count)
@@ -46,13 +46,14 @@ def resize_positions(positions: Tensor, side: int, rule: str) -> Tensor:
         raise WeightsError(
             f"position embeddings for {count} tokens are of no square grid, with a class token or without"
         )
-    if native == side:
+    rows, columns = grid_size
+    if rows == columns == native:
         return positions
     grid = positions[:, prefix:].reshape(1, native, native, -1).permute(0, 3, 1, 2).float()
     chosen = RULES[rule]
     if chosen.offset:
-        factor = (side + chosen.offset) / native
-        grid = functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic", antialias=chosen.antialias)
+        factors = (rows + chosen.offset) / native, (columns + chosen.offset) / native
+        grid = functional.interpolate(grid, scale_factor=factors, mode="bicubic", antialias=chosen.antialias)
     else:
-        grid = functional.interpolate(grid, size=(side, side), mode="bicubic", antialias=chosen.antialias)
+        grid = functional.interpolate(grid, size=grid_size, mode="bicubic", antialias=chosen.antialias)
     return torch.cat([positions[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)], dim=1)

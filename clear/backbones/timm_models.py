@@ -146,7 +146,8 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     own = network.state_dict()
     key = "network.pos_embed"
     if card.positions != "native" and key in out and key in own and out[key].shape != own[key].shape:
-        out[key] = resize_positions(out[key], math.isqrt(own[key].shape[1]), card.positions)
+        patches: Any = network.get_submodule("network.patch_embed")
+        out[key] = resize_positions(out[key], patches.grid_size, card.positions)
     if card.stem_mean:
         out = fold_stem(card, out, network)
     return without_zero_biases(out, network)
@@ -212,7 +213,8 @@ def _counts(names: Mapping[str, Any], pattern: str) -> tuple[int, ...]:
 def card_of(model: str) -> EncoderCard:
     """A card for any timm model by its timm name: input, normalisation, filter and hub id as timm states them.
 
-    Pooling is timm's own (`num_classes=0`), but for MambaOut. Raises InputError for a name that timm does not know.
+    Pooling is timm's own (`num_classes=0`), but for MambaOut. bfloat16 is for the families that have been compared with
+    float32: vision transformers and MambaOut. Raises InputError for a name that timm does not know.
     """
     from clear.card import EncoderCard, WeightSource
 
@@ -241,6 +243,7 @@ def card_of(model: str) -> EncoderCard:
         std=tuple(data["std"]),
         resize="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
         pooling=pooling,  # type: ignore[arg-type]  # one of the two words above
+        bfloat16=pooling == "mean_norm" or _has_tokens(network),
         ignored=("head.pre_logits.", "head.fc.") if pooling == "mean_norm" else tuple(f"{c}." for c in classifier if c),
         licence=str(config.license or "see its page on the hub"),
         citation=f"timm model {model} ({config.paper_name or config.origin_url or 'see its page on the hub'})",

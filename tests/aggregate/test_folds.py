@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aggregate.folds import Folds, make_folds, make_group_folds, make_test_folds, stratify
+from aggregate.folds import Folds, make_folds, make_group_folds, make_test_folds
 from aggregate.folds_file import read_folds
+from aggregate.stratify import stratify
 from clear.errors import InputError
 
 

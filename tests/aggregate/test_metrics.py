@@ -27,11 +27,10 @@ from aggregate.metrics import (
     ece,
     f1,
     median_class,
-    metrics_for,
     plain,
     sensitivity_at_specificity,
 )
-from clear.task import KNOWN_METRICS, METRICS_OF_KIND
+from clear.task import KNOWN_METRICS, METRICS_OF_KIND, metrics_for
 
 
 def at_half(function):

@@ -68,6 +68,32 @@ def test_the_score_is_the_mean_over_the_fold_models_and_the_spread_their_deviati
     assert set(here["seen"]) == {""}
 
 
+def test_a_fold_that_could_not_learn_the_endpoint_takes_no_part(run: Run, cohorts) -> None:
+    whole = predict(run, cohorts[2])
+    settings = json.loads((run.path / "run.json").read_text())
+    settings["fits"][0]["not_learnt"] = ["lesion"]
+    (run.path / "run.json").write_text(json.dumps(settings))
+    found = predict(run.path, cohorts[2])
+    with Bags(cohorts[2]) as bags:
+        source = PackedRows.of([bags[scan].features for scan in bags])
+    logits = [score_bags(run.model(fold=fold), source, range(len(source)))[0][:, 0] for fold in (1, 2)]
+    each = torch.sigmoid(torch.stack(logits).double()).numpy()
+    here = found.scores.sort("scan_id")
+    np.testing.assert_allclose(here["y_score"], each.mean(0), atol=1e-6)
+    np.testing.assert_allclose(here["y_sd"], each.std(0, ddof=1), atol=1e-6)
+    assert here["models"].to_list() == [2] * 20
+    assert np.abs(here["y_score"] - whole.scores.sort("scan_id")["y_score"]).max() > 1e-4
+    assert "lesion: 1 of 3 models had nothing to learn it from and take no part in its scores" in found.remarks
+
+    for fit in settings["fits"]:
+        fit["not_learnt"] = ["lesion"]
+    (run.path / "run.json").write_text(json.dumps(settings))
+    nothing = predict(run.path, cohorts[2], labels=cohorts[3])
+    assert nothing.scores["y_score"].null_count() == 20
+    assert nothing.scores["models"].to_list() == [0] * 20
+    assert nothing.metrics["estimate"].drop_nulls().is_empty()
+
+
 def test_with_labels_the_metrics_are_external_and_have_intervals(run: Run, cohorts, tmp_path: Path) -> None:
     result = predict(run, cohorts[2], labels=cohorts[3], output=tmp_path / "out")
     cell = result.metrics.filter(metric="auroc", estimator="ensemble").row(0, named=True)

@@ -286,6 +286,7 @@ def test_where_one_of_several_endpoints_cannot_be_learnt_its_scores_are_not_defi
     assert "fold 0: other: one class only: all 10 known labels are '0'" in " ".join(run.settings["remarks"])
     scores = run.predictions
     assert scores.filter(endpoint="other")["y_score"].is_null().all()
+    assert run.not_learnt(fold=0) == ("other",)
     assert scores.filter(endpoint="lesion")["y_score"].is_finite().all()
     assert run.metrics.filter(endpoint="other")["estimate"].is_null().all()
     assert run.metrics.filter(endpoint="lesion", estimator="ensemble")["estimate"].is_finite().all()

@@ -275,7 +275,7 @@ def lidc(model: str, repeats: int, limit: int, variants: Sequence[str] = tuple(V
 
 
 def _nodule(source: Path, target: Path, variant: str, diameter_mm: float) -> int:
-    """Writes one nodule's crop, as it is or resampled to the variant's grid; returns the slices of the crop as it is."""
+    """Writes one nodule's crop, as it is or on the variant's grid; returns how many slices the crop itself has."""
     image = sitk.ReadImage(str(source))
     slices = image.GetSize()[2]
     if variant != "whole":

@@ -167,6 +167,6 @@ def test_equal_cards_have_one_digest_however_their_numbers_are_spelled() -> None
     assert replace(CARD, mean=(0, 0, 0)).digest("w") == replace(CARD, mean=(0.0, 0.0, 0.0)).digest("w")
     spelled = replace(WHOLE, spacing_mm=(3, 1.5, 1.5), pad=0, out=(0, 1))
     assert replace(CARD, volume=spelled).digest("w") == replace(CARD, volume=WHOLE).digest("w")
-    refusing = replace(WHOLE, planes=("axial", "coronal"))  # a rule of what is refused moves no feature
-    assert replace(CARD, volume=refusing).digest("w") == replace(CARD, volume=WHOLE).digest("w")
+    refusing = replace(CARD, volume=WHOLE, planes=("axial", "coronal"))  # a rule of what is refused moves no feature
+    assert refusing.digest("w") == replace(CARD, volume=WHOLE).digest("w")
     assert replace(CARD, name="other", volume=WHOLE).own_windows == replace(CARD, volume=WHOLE).own_windows

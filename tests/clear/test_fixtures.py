@@ -23,6 +23,7 @@ from clear.card import EncoderCard, write_card
 from clear.encoders import ENCODERS
 from clear.errors import WeightsError
 from clear.frozen import Encoder, load_encoder
+from clear.models import convert
 
 RTOL = 1e-5
 
@@ -77,13 +78,15 @@ def merlin(tensors: Tensors) -> Tensors:
 
 
 def ctclip(tensors: Tensors) -> Tensors:
-    return _surplus(tensors, "text_transformer.embeddings.word_embeddings.weight")
+    """As DistributedDataParallel names them."""
+    whole = _surplus(tensors, "text_transformer.embeddings.word_embeddings.weight")
+    return {f"module.{name}": tensor for name, tensor in whole.items()}
 
 
-def on_grid(tokens: NDArray[Any]) -> NDArray[Any]:
-    """(N, T, d) of a square to (N, h, w, d)."""
-    side = round(tokens.shape[1] ** 0.5)
-    return tokens.reshape(len(tokens), side, side, -1)
+def on_grid(tokens: NDArray[Any], rows: int | None = None) -> NDArray[Any]:
+    """(N, T, d) to (N, h, w, d), of a square unless the rows are told."""
+    rows = rows or round(tokens.shape[1] ** 0.5)
+    return tokens.reshape(len(tokens), rows, tokens.shape[1] // rows, -1)
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,26 @@ def tensors_of(arrays: Arrays) -> Tensors:
 
 
 def _vit(
-    name: str, base: str, size: int, depth: int, heads: int, width: int, suffix: str = "", **settings: Any
+    name: str,
+    base: str,
+    size: int | tuple[int, int],
+    depth: int,
+    heads: int,
+    width: int,
+    suffix: str = "",
 ) -> Case:
     block = "blocks.1.mlp.fc1.weight"
+    patch = ENCODERS[base].architecture.partition("patch")[2].partition("_")[0]
+    rows = (size if isinstance(size, int) else size[0]) // int(patch)
     return Case(
         fixture=name,
         base=base,
-        changes={"dim": width, "input_size": size},
-        settings={"img_size": size, "embed_dim": width, "depth": depth, "num_heads": heads, **settings},
+        changes={"dim": width, "input_size": size if isinstance(size, int) else max(size)},
+        settings={"img_size": size, "embed_dim": width, "depth": depth, "num_heads": heads},
         wrap=dinov2 if "dinov2" in name else dino,
         expected={
             "forward": ("out/cls", 5e-5),
-            "feature_map": (lambda a: on_grid(a[f"out/patch_tokens{suffix}"]), 1e-4),
+            "feature_map": (lambda a: on_grid(a[f"out/patch_tokens{suffix}"], rows), 1e-4),
             "last_attention": ("out/last_attention", 5e-5),
         },
         victim=(block, f"network.{block}"),
@@ -270,12 +281,16 @@ CASES = {
     ),
     "dino-16": _vit("dino_vit_tiny_patch16", "dino-s16", 80, 3, 3, 48),
     "dino-16-larger": _vit("dino_vit_tiny_patch16", "dino-s16", 128, 3, 3, 48, "_large"),
+    "dino-16-oblong": _vit("dino_vit_tiny_patch16", "dino-s16", (48, 112), 3, 3, 48, "_rect"),
     "dino-8": _vit("dino_vit_tiny_patch8", "dino-s8", 48, 2, 3, 36),
     "dino-8-larger": _vit("dino_vit_tiny_patch8", "dino-s8", 72, 2, 3, 36, "_large"),
+    "dino-8-oblong": _vit("dino_vit_tiny_patch8", "dino-s8", (40, 64), 2, 3, 36, "_rect"),
     "dinov2": _vit("dinov2_vit_tiny", "dinov2-s", 70, 3, 4, 48),
     "dinov2-larger": _vit("dinov2_vit_tiny", "dinov2-s", 112, 3, 4, 48, "_large"),
+    "dinov2-oblong": _vit("dinov2_vit_tiny", "dinov2-s", (42, 98), 3, 4, 48, "_rect"),
     "dinov2-registers": _vit("dinov2_vit_tiny_reg4", "dinov2-s-reg", 70, 3, 4, 48),
     "dinov2-registers-larger": _vit("dinov2_vit_tiny_reg4", "dinov2-s-reg", 112, 3, 4, 48, "_large"),
+    "dinov2-registers-oblong": _vit("dinov2_vit_tiny_reg4", "dinov2-s-reg", (42, 98), 3, 4, 48, "_rect"),
     "merlin": _merlin("embedding", "out/embedding", 24),
     "merlin-contrastive": _merlin("contrastive", "out/contrastive", 5),
     "ct-clip": _ctclip("latent", "out/image_latents"),
@@ -331,3 +346,19 @@ def test_one_wrong_tensor_stops_the_loading_and_is_named(
         assert f"{own.rpartition('.')[0]}.re{last}" in message
     if damage == "misshapen":
         assert str(tuple(victim.shape)) in message
+
+
+@pytest.mark.parametrize("case", [case for case in CASES.values() if not case.size], ids=lambda case: case.fixture)
+def test_a_published_file_converted_to_a_card_gives_the_same_numbers(
+    case: Case, shared_data: Path, tmp_path: Path
+) -> None:
+    arrays = case.arrays(shared_data)
+    write_card(case.card, tmp_path / "like")
+    torch.save(case.wrap(tensors_of(arrays)), tmp_path / "theirs.pth")
+    card = convert(tmp_path / "theirs.pth", tmp_path / "card", arch=str(tmp_path / "like" / "card.json"))
+    encoder = load_encoder(str(tmp_path / "card" / "card.json"), device="cpu", precision="float32")
+    assert (card.name, card.dim) == ("theirs", encoder.dim)
+    key, tolerance = case.expected["forward"]
+    with torch.inference_mode():
+        found = encoder.forward(torch.from_numpy(arrays["in/x"])).numpy()
+    np.testing.assert_allclose(found, arrays[str(key)], rtol=RTOL, atol=tolerance)

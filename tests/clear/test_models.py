@@ -284,6 +284,11 @@ def test_any_timm_model_has_the_preprocessing_that_timm_states(model: str) -> No
     assert (card.name, card.source.place, card.input_size) == (f"timm:{model}", f"timm/{model}", 224)
 
 
+def test_a_timm_model_runs_in_bfloat16_only_where_its_family_was_compared() -> None:
+    allowed = {model: find_card(f"timm:{model}").bfloat16 for model in TIMM}
+    assert list(allowed.values()) == [False, False, True, True]  # in the order of TIMM: two CNNs, a ViT, a MambaOut
+
+
 def test_a_timm_model_gives_what_timm_gives(tmp_path: Path) -> None:
     import timm
 

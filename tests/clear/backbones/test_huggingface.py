@@ -71,8 +71,8 @@ def timm_network(model: str, tensors: dict[str, Tensor], rule: str = "", **setti
     network = timm.create_model(model, pretrained=False, num_classes=0, **settings).eval()
     tensors = to_timm(tensors)
     if rule:
-        side = network.patch_embed.grid_size[0]
-        tensors["pos_embed"] = resize_positions(tensors["pos_embed"], side, rule)
+        grid = network.patch_embed.grid_size
+        tensors["pos_embed"] = resize_positions(tensors["pos_embed"], grid, rule)
     load_strictly(network, tensors, "file")
     return network
 
@@ -193,18 +193,18 @@ def test_positions_are_resized_as_each_author_does(shared_data: Path, name: str,
     fixture = np.load(shared_data / "fixtures" / f"{name}.npz", allow_pickle=False)
     positions, expected = torch.from_numpy(fixture["sd/pos_embed"]), fixture["out/pos_embed_large"]
     side = int((expected.shape[1] - 1) ** 0.5)
-    assert np.abs(resize_positions(positions, side, rule).numpy() - expected).max() < 1e-5
-    without_class = resize_positions(positions[:, 1:], side, rule)
-    assert torch.equal(without_class, resize_positions(positions, side, rule)[:, 1:])
+    assert np.abs(resize_positions(positions, (side, side), rule).numpy() - expected).max() < 1e-5
+    without_class = resize_positions(positions[:, 1:], (side, side), rule)
+    assert torch.equal(without_class, resize_positions(positions, (side, side), rule)[:, 1:])
     native = int((positions.shape[1] - 1) ** 0.5)
-    assert resize_positions(positions, native, rule) is positions
+    assert resize_positions(positions, (native, native), rule) is positions
     for other in {"dinov2", "dinov2_registers", "exact"} - {rule}:
-        assert np.abs(resize_positions(positions, side, other).numpy() - expected).max() > 1e-3
+        assert np.abs(resize_positions(positions, (side, side), other).numpy() - expected).max() > 1e-3
 
 
 def test_positions_of_no_square_grid_are_refused() -> None:
     with pytest.raises(WeightsError, match="for 23 tokens are of no square grid"):
-        resize_positions(torch.zeros(1, 23, 8), 7, "exact")
+        resize_positions(torch.zeros(1, 23, 8), (7, 7), "exact")
 
 
 # ---- DINOv3

@@ -71,7 +71,7 @@ def test_dinov2_at_its_own_and_another_size_gives_the_authors_class_token(shared
 
 def test_dinov2_positions_are_resized_as_its_authors_do(shared_data: Path) -> None:
     fixture = np.load(shared_data / "fixtures" / "dinov2_vit_tiny.npz", allow_pickle=False)
-    resized = resize_positions(torch.from_numpy(fixture["sd/pos_embed"]), 8, "dinov2")
+    resized = resize_positions(torch.from_numpy(fixture["sd/pos_embed"]), (8, 8), "dinov2")
     assert np.abs(resized.numpy() - fixture["out/pos_embed_large"]).max() < 1e-5
 
 

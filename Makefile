@@ -59,8 +59,8 @@ bench: $(STAMP)  ## speed and memory, as ratios in one run
 encoders: $(STAMP)  ## measure every encoder and write docs/encoders.md
 	$(BIN)/python tests/bench/encoders.py
 
-weights: $(STAMP)  ## write the weights that come with the package
-	$(BIN)/python -m pretrain.initialise clear/weights/mambaout-lecl
+weights: $(STAMP)  ## train the weights that come with the package (LeCL, and MoCo v3 beside it; up to two hours)
+	$(BIN)/python -m pretrain.shipped build/weights --install
 
 build: $(STAMP)  ## wheel and source distribution
 	$(BIN)/python -m build

@@ -8,12 +8,10 @@ metrics leave them out.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 from aggregate.aggregators import predict as score_bags
 from aggregate.cohort import Cohort, choose_windows, rows_of_scans
 from aggregate.predictions import average_scans, prediction_rows
-from aggregate.record import bags_record, file_record, trained_on, versions
+from aggregate.record import bags_record, file_record, known_to_encoder, trained_on, versions
 from aggregate.run import Run, check_output, new_run_folder, write_json, write_table
 from aggregate.scores import metrics_table
 from aggregate.summary import metrics_text
@@ -293,15 +291,13 @@ def _seen(run: Run, bags: Bags, cohort: Cohort) -> tuple[list[str], list[str]]:
     digest_of = run.settings.get("scan_digests", {})
     voxels = {digest_of[scan] for scan in scans if scan in digest_of}
     digests = dict(bags.scans.select("scan_id", "digest").iter_rows())
-    recorded = pretraining_ids(bags.encoder_card)
+    known_before = known_to_encoder(bags, cohort)
     out = []
-    for ids, patient in zip(cohort.scan_ids, cohort.patient_ids, strict=True):
-        names = {name for name in (patient, *ids, *(digests[scan] for scan in ids)) if name}
-        hashed = {hashlib.sha256(name.encode()).hexdigest() for name in names}
+    for ids, patient, recorded in zip(cohort.scan_ids, cohort.patient_ids, known_before, strict=True):
         if patient in patients or scans & set(ids) or voxels & {digests[scan] for scan in ids}:
             out.append("training")
         else:
-            out.append("pretraining" if recorded & (names | hashed) else "")
+            out.append("pretraining" if recorded else "")
     remarks = []
     known = len({p for p, how in zip(cohort.patient_ids, out, strict=True) if how == "training"})
     if known:
@@ -312,16 +308,3 @@ def _seen(run: Run, bags: Bags, cohort: Cohort) -> tuple[list[str], list[str]]:
     if known:
         remarks.append(f"{known} patients were seen in the encoder's training ({trained_on(bags)})")
     return out, remarks
-
-
-def pretraining_ids(card: Mapping[str, Any]) -> set[str]:
-    """Ids of patients and scans, or their sha256, that an encoder card's training record lists; none without one."""
-    record = card.get("training")
-    if not isinstance(record, Mapping):
-        return set()
-    found: set[str] = set()
-    for name, values in record.items():
-        listed = any(word in str(name) for word in ("patient", "scan", "series", "digest"))
-        if listed and isinstance(values, Sequence) and not isinstance(values, str):
-            found |= {str(value) for value in values}
-    return found

@@ -14,6 +14,7 @@ from aggregate.cohort import Cohort, build_cohort, choose_windows
 from aggregate.columns import official_split, scan_column
 from aggregate.folds import Folds
 from aggregate.protocols import PROTOCOLS, plan_folds
+from aggregate.record import encoder_remarks
 from clear.atomic import OutputError
 from clear.bags import Bags
 from clear.errors import InputError
@@ -126,7 +127,7 @@ def ask(
         group=group or "",
         grid=grid,
         several=several,
-        remarks=(*joined.remarks, *cohort.remarks, *kept, *noted),
+        remarks=(*joined.remarks, *cohort.remarks, *kept, *noted, *encoder_remarks(bags, cohort)),
     )
 
 

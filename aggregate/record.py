@@ -6,16 +6,19 @@ import hashlib
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import torch
 
 from aggregate.cohort import Cohort
-from aggregate.question import Question
 from aggregate.run import FORMAT, VERSION
 from clear.bags import Bags
+from clear.training_record import seen_in_pretraining
+
+if TYPE_CHECKING:
+    from aggregate.question import Question
 
 
 def record_of(bags: Bags, question: Question) -> dict[str, Any]:
@@ -71,6 +74,29 @@ def trained_on(bags: Bags) -> str:
     if isinstance(line, dict):
         line = "; ".join(map(str, line.get("several", [line])))
     return str(line)
+
+
+def known_to_encoder(bags: Bags, cohort: Cohort) -> list[bool]:
+    """For each bag whether the encoder's training record knows its patient, a scan of it, or its voxels."""
+    digests = dict(bags.scans.select("scan_id", "digest").iter_rows())
+    names = [
+        {name for name in (patient, *ids, *(digests[scan] for scan in ids)) if name}
+        for ids, patient in zip(cohort.scan_ids, cohort.patient_ids, strict=True)
+    ]
+    seen = seen_in_pretraining(bags.encoder_card, set().union(*names))
+    return [bool(seen & mine) for mine in names]
+
+
+def encoder_remarks(bags: Bags, cohort: Cohort) -> list[str]:
+    """A sentence where the encoder was pretrained on patients of the cohort, whose scores then flatter it."""
+    known = known_to_encoder(bags, cohort)
+    patients = {patient for patient, seen in zip(cohort.patient_ids, known, strict=True) if seen}
+    if not patients:
+        return []
+    return [
+        f"{len(patients)} of {len(set(cohort.patient_ids))} patients were seen in the encoder's training "
+        f"({trained_on(bags)}): on new patients it may do less well"
+    ]
 
 
 def label_counts(cohort: Cohort) -> dict[str, dict[str, Any]]:

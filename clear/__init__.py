@@ -9,6 +9,8 @@ What the command line does, one call here does; importing `clear` loads neither 
     scans = clear.find_scans("ct_dir")
     clear.extract("ct_dir", "feats.h5", model="mambaout-lecl")
     run = clear.train("feats.h5", task="rad-chestct")
+    clear.build_slices("ct_dir", "slices.zarr", boxes="boxes.csv")
+    clear.pretrain("slices.zarr", "runs/lecl", objective="lecl", model="mambaout-lecl")
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ _SURFACE = {
     "Volume": "clear.volume",
     "Window": "clear.windows",
     "attach_labels": "clear.api",
+    "build_slices": "clear.api",
     "compare": "clear.api",
     "crossval": "clear.api",
     "demo": "clear.demonstration",
@@ -34,6 +37,7 @@ _SURFACE = {
     "load_encoder": "clear.api",
     "open_run": "clear.api",
     "predict": "clear.api",
+    "pretrain": "clear.api",
     "probe": "clear.api",
     "read_volume": "clear.api",
     "train": "clear.api",
@@ -45,6 +49,7 @@ __all__ = [
     "Window",
     "__version__",
     "attach_labels",
+    "build_slices",
     "compare",
     "crossval",
     "demo",
@@ -54,6 +59,7 @@ __all__ = [
     "load_encoder",
     "open_run",
     "predict",
+    "pretrain",
     "probe",
     "read_volume",
     "train",
@@ -62,6 +68,7 @@ __all__ = [
 if TYPE_CHECKING:
     from clear.api import (
         attach_labels,
+        build_slices,
         compare,
         crossval,
         extract,
@@ -70,6 +77,7 @@ if TYPE_CHECKING:
         load_encoder,
         open_run,
         predict,
+        pretrain,
         probe,
         read_volume,
         train,

@@ -5,7 +5,7 @@ Stages are imported where they are used, so that `import clear` costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from clear.task_labels import Attached
     from clear.volume import Volume
     from extract import ExtractionResult
+    from pretrain import BuildResult, PretrainResult
 
 DEFAULT_MODEL = "mambaout-lecl"
 
@@ -259,6 +260,54 @@ def predict(run: Run | Path | str, bags: Bags | Path | str, **settings: Any) -> 
     from aggregate.predict import predict as score
 
     return score(run, bags, **settings)
+
+
+def build_slices(inputs: Path | str | Sequence[Path | str], out: Path | str, **settings: Any) -> BuildResult:
+    """Store the slices of all usable CT scans, or add them to a store; see `pretrain.build.build_slices`."""
+    from pretrain import build_slices as run
+
+    return run(inputs, out, **settings)
+
+
+def slices_info(store: Path | str) -> dict[str, str]:
+    """What a slice store holds, a line each."""
+    from pretrain.store import describe
+
+    return describe(store)
+
+
+def validate_slices(store: Path | str) -> str:
+    """Check every promise of a slice store, the voxels included; one line. Raises InputError."""
+    from pretrain.store import validate
+
+    return validate(store)
+
+
+def pretrain(
+    store: Path | str,
+    output: Path | str,
+    *,
+    settings: Path | str | None = None,
+    augmentation: str | Mapping[str, Any] | None = None,
+    augment: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> PretrainResult:
+    """Train an encoder on a slice store and write its card; see `pretrain.engine.pretrain`.
+
+    objective: `lecl` by default; model: DEFAULT_MODEL by default. settings: a YAML file of settings, before which those
+    given here stand. augment: fields of the augmentation that differ from those of `augmentation`.
+    """
+    from pretrain import pretrain as run
+    from pretrain.settings import read_settings
+
+    given = {} if settings is None else read_settings(settings)
+    given |= {key: value for key, value in changes.items() if value is not None}
+    if augmentation is not None:
+        given["augmentation"] = augmentation
+    if augment:
+        base = given.get("augmentation", "ct")
+        given["augmentation"] = {**({"preset": base} if isinstance(base, str) else base), **augment}
+    return run(store, output, **{"objective": "lecl", "model": DEFAULT_MODEL, **given})
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clear.errors import InputError
+from clear.training_record import TrainingRecord
 from clear.volume import AIR_HU
 from clear.volume_input import VolumeInput
 from clear.windows import Window, check_windows
@@ -90,6 +91,8 @@ class EncoderCard:
     ignored: prefixes of checkpoint tensors that are no part of the encoder (its classifier).
     windows, modalities, planes: what it was trained for; empty for anything.
     trained_on: one line that every output repeats. unverified: what of this card could not be checked, "" for nothing.
+    training: the record that `clear pretrain` leaves (`clear.training_record`): data, settings, who was seen; empty for
+    an encoder of others. It describes the weights and is no part of what features are compared by.
     """
 
     name: str
@@ -120,6 +123,7 @@ class EncoderCard:
     licence: str = ""
     citation: str = ""
     unverified: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -180,6 +184,15 @@ class EncoderCard:
         need(isinstance(self.settings, Mapping), "settings", "a table of names and values")
         loose = [key for key in self.settings if not isinstance(key, str) or key.startswith(LOADING_SETTINGS)]
         need(not loose, "settings", f"no {', '.join(map(str, loose))}: weights are loaded by clear alone")
+        if not isinstance(self.training, Mapping) or not all(isinstance(key, str) for key in self.training):
+            kind = type(self.training).__name__  # the value itself may be a list of thousands
+            raise InputError(f"encoder {self.name}: training is a {kind}; expected a table of names and values")
+        try:
+            json.dumps(self.training, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"encoder {self.name}: training holds what JSON cannot ({error})") from None
+        if "seen" in self.training:
+            TrainingRecord.from_dict(self.training["seen"], f"encoder {self.name}")
 
     @property
     def own_windows(self) -> tuple[Window, ...]:
@@ -232,8 +245,10 @@ class EncoderCard:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with the format's name and version."""
+        """Plain data for JSON, with the format's name and version; `training` only where there is a record."""
         values = asdict(self)
+        if not self.training:
+            del values["training"]
         values["channel_windows"] = [window.as_dict() for window in self.channel_windows]
         values["volume"] = None if self.volume is None else self.volume.as_dict()
         return {"format": CARD_FORMAT, "version": CARD_VERSION, **values}

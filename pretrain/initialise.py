@@ -1,11 +1,7 @@
-"""Reproducible random networks: where pretraining starts, and what `mambaout-lecl` ships until it has been trained.
-
-python -m pretrain.initialise clear/weights/mambaout-lecl
-"""
+"""Reproducible random networks: where pretraining starts, and what trained encoders are measured against."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +19,8 @@ from clear.frozen import Encoder
 from clear.phantoms import draw_patient
 from clear.volume import Volume
 
-# what comes with the package under the paper's name: small and untrained
-BUNDLED = replace(
+# the small network that comes with the package under the paper's name (`pretrain.shipped`), before its training
+UNTRAINED = replace(
     ENCODERS["mambaout-lecl"],
     architecture="timm:mambaout_femto",
     dim=288,
@@ -131,14 +127,9 @@ def centre_embeddings(network: nn.Module, card: EncoderCard, volumes: Sequence[V
         norm.weight.div_(deviation)
 
 
-def main(folder: str) -> None:
-    """Write the untrained `mambaout-lecl` to `folder`, its embeddings centred on three synthetic patients."""
-    card = BUNDLED
-    network = filter_bank_network(card)
+def write_untrained(folder: Path, seed: int = 0) -> Path:
+    """Write a filter bank as an encoder card, its embeddings centred on three synthetic patients; the card's path."""
+    network = filter_bank_network(UNTRAINED, seed)
     patients = [draw_patient(seed=10_000, index=index, matrix=256, slices=14) for index in range(3)]
-    centre_embeddings(network, card, [patient.series[0].volume for patient in patients])
-    print(export_encoder(card, network, Path(folder), half=True, overwrite=True))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    centre_embeddings(network, UNTRAINED, [patient.series[0].volume for patient in patients])
+    return export_encoder(UNTRAINED, network, folder, half=True, overwrite=True)

@@ -16,9 +16,10 @@ from sklearn.metrics import roc_auc_score
 from aggregate import Run, train
 from aggregate.aggregators import predict as score_bags
 from aggregate.packed import PackedRows
-from aggregate.predict import predict, pretraining_ids
+from aggregate.predict import predict
 from clear.bags import BagHeader, Bags, write_bags
 from clear.errors import InputError
+from clear.training_record import TrainingRecord
 from clear.windows import ABDOMEN, LUNG
 
 QUICK = {"epochs": 4, "batch": 8, "lr": 1e-3, "progress": False}
@@ -144,10 +145,14 @@ def test_a_fixed_test_set_was_not_seen(cohorts, tmp_path: Path) -> None:
     assert seen == ["training"] * 16 + [""] * 8
 
 
-@pytest.mark.parametrize("hashed", [False, True])
-def test_patients_of_the_encoders_pretraining_are_marked(run: Run, cohorts, tmp_path: Path, hashed: bool) -> None:
-    name = hashlib.sha256(b"scan030").hexdigest() if hashed else "scan030"
-    card = {"training": {"patients": [name, "somebody"], "epochs": 3}}
+@pytest.mark.parametrize("how", ["plain", "sha256", "record"])
+def test_patients_of_the_encoders_pretraining_are_marked(run: Run, cohorts, tmp_path: Path, how: str) -> None:
+    hashed = hashlib.sha256(b"scan030").hexdigest()
+    card = {
+        "plain": {"training": {"patients": ["scan030", "somebody"], "epochs": 3}},
+        "sha256": {"training": {"patients": [hashed, "somebody"], "epochs": 3}},
+        "record": {"training": {"seen": TrainingRecord.of(["somebody"], ["scan030"], key="k").as_dict()}},
+    }[how]
     path = rewritten(cohorts[2], tmp_path / "known.h5", encoder_card=card)
     result = predict(run, path, labels=cohorts[3])
     assert result.scores.filter(seen="pretraining")["scan_id"].to_list() == ["scan030"]
@@ -155,10 +160,11 @@ def test_patients_of_the_encoders_pretraining_are_marked(run: Run, cohorts, tmp_
     assert "1 patients were seen in the encoder's training" in " ".join(result.remarks)
 
 
-def test_a_card_without_a_training_record_names_nobody() -> None:
-    assert pretraining_ids({}) == set()
-    assert pretraining_ids({"training": "a lot"}) == set()
-    assert pretraining_ids({"training": {"patients": "p1", "loss": [0.1]}}) == set()
+def test_training_says_which_of_its_patients_the_encoder_knows(cohorts, tmp_path: Path) -> None:
+    record = TrainingRecord.of([], ["scan003", "scan004", "somewhere"], key="k")
+    path = rewritten(cohorts[0], tmp_path / "known.h5", encoder_card={"training": {"seen": record.as_dict()}})
+    known = train(path, labels=cohorts[1], target="lesion", folds=2, output=tmp_path / "known", **QUICK)
+    assert "2 of 24 patients were seen in the encoder's training" in " ".join(known.settings["remarks"])
 
 
 @pytest.mark.parametrize(

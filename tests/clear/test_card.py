@@ -9,6 +9,7 @@ import pytest
 from clear.card import EncoderCard, read_card, write_card
 from clear.encoders import ENCODERS
 from clear.errors import InputError
+from clear.training_record import TrainingRecord
 from clear.volume_input import VolumeInput
 from clear.windows import ABDOMEN, LUNG, Window
 
@@ -40,7 +41,11 @@ def test_a_written_card_finds_its_weights_beside_it(tmp_path: Path) -> None:
 
 
 def test_the_digest_sees_all_that_changes_features_and_nothing_else() -> None:
-    same = [CARD, replace(CARD, name="other", trained_on="x", licence="y", windows=(), citation="")]
+    same = [
+        CARD,
+        replace(CARD, name="other", trained_on="x", licence="y", windows=(), citation=""),
+        replace(CARD, training={"objective": "lecl", "epochs": 3}),
+    ]
     different = [
         replace(CARD, pooling="mean"),
         replace(CARD, input_size=192),
@@ -84,6 +89,14 @@ def test_a_file_that_is_no_card_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "card.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError, match=r"card\.json"):
         read_card(tmp_path)
+
+
+def test_a_training_record_survives_the_file_and_a_card_without_one_has_no_such_field(tmp_path: Path) -> None:
+    seen = TrainingRecord.of(["p1"], ["s1"], key="k").as_dict()
+    write_card(replace(CARD, training={"objective": "lecl", "seen": seen}), tmp_path)
+    assert read_card(tmp_path).training["seen"] == seen
+    assert "training" not in CARD.as_dict()
+    assert EncoderCard.from_dict(CARD.as_dict()).training == {}
 
 
 def test_a_missing_card_says_what_was_expected(tmp_path: Path) -> None:
@@ -139,6 +152,10 @@ def test_a_card_cannot_make_a_library_load_weights_of_its_own(key: str) -> None:
         ("ignored", [""]),
         ("volume", []),
         ("source", {"kind": "pipe", "place": "x"}),
+        ("training", "a lot"),
+        ("training", ["p1"]),
+        ("training", {"loss": float("nan")}),
+        ("training", {"seen": {"patients": ["a"]}}),
     ],
 )
 def test_a_field_of_another_kind_is_named(field: str, value: object) -> None:

@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import clear
 from clear.card import read_card
 from clear.frozen import Encoder, load_encoder
 from clear.phantoms import draw_patient
-from pretrain.initialise import BUNDLED, centre_embeddings, filter_bank_network, main, random_network
+from pretrain.initialise import UNTRAINED, centre_embeddings, filter_bank_network, random_network, write_untrained
 
-CARD = BUNDLED
+CARD = UNTRAINED
 SMALL = replace(CARD, dim=24, settings={"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 24)}, input_size=64)
 
 
@@ -50,9 +51,7 @@ def test_the_first_stage_answers_to_blobs_and_not_to_flat_regions() -> None:
 
 
 def test_the_shipped_weights_are_what_make_weights_writes(tmp_path: Path) -> None:
-    import clear
-
-    main(str(tmp_path))
+    write_untrained(tmp_path)
     shipped = Path(clear.__file__).parent / "weights" / "mambaout-lecl"
     here, there = load_file(tmp_path / "weights.safetensors"), load_file(shipped / "weights.safetensors")
     assert list(here) == list(there)
@@ -63,7 +62,7 @@ def test_the_shipped_weights_are_what_make_weights_writes(tmp_path: Path) -> Non
 
 
 def test_a_card_and_its_registered_encoder_give_the_same_features(tmp_path: Path) -> None:
-    main(str(tmp_path))
+    write_untrained(tmp_path)
     own = load_encoder(str(tmp_path / "card.json"), device="cpu", precision="float32")
     named = load_encoder("mambaout-lecl", device="cpu", precision="float32")
     x = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))

@@ -124,19 +124,21 @@ def extract(
     bag file.
     Arguments, weights and the output's place are checked before the first scan is read.
     """
-    from clear.sources import find_card, find_weights
+    from clear.sources import expect_weights, find_card, find_weights
     from extract import check_outputs
 
     names = [model] if isinstance(model, str) else list(model)
     check_outputs(output, names)
     if weights is not None and len(names) > 1:
         raise InputError("--weights goes with one --model; run the others on their own")
+    for name in names:  # before anything heavy is loaded
+        expect_weights(name, None if weights is None else Path(weights))
     cards = [find_card(name) for name in names]
     if windows and (own := [card.name for card in cards if card.own_windows]):
         raise InputError(
             f"--window: {', '.join(own)} prepares values in its own way; leave the windows out, or run it apart"
         )
-    for card in cards:  # before anything heavy is loaded
+    for card in cards:
         find_weights(card, None if weights is None else Path(weights))
     from clear.frozen import DEFAULT_BATCH
     from extract import extract as run

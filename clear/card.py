@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from clear.card_limits import (
+    MAX_CARD_BYTES,
+    MAX_DIM,
+    MAX_FIELD_MM,
+    MAX_INPUT_SIZE,
+    MAX_VALUE,
+    MIN_STD,
+    is_number,
+    is_plain,
+    shown,
+    wrong_setting,
+)
 from clear.errors import InputError
 from clear.training_record import TrainingRecord
 from clear.volume import AIR_HU
@@ -46,14 +57,15 @@ class WeightSource:
     """Where an encoder's weights are found.
 
     kind `bundled`: `place` is a folder in this package; `hub`: a Hugging Face repository id, with `file` inside it (a
-    data set's is written `datasets/OWNER/NAME`); `file`: a path; `none`: its authors published none, and `place`
-    says what to do. size_mb is what a download weighs; gated: the licence must be
+    data set's is written `datasets/OWNER/NAME`); `elsewhere`: a page to open, whose `file` must be fetched by hand (""
+    where its name is not known); `file`: a path; `none`: its authors published none, and `place` says what to do.
+    size_mb is what a download weighs; gated: the licence must be
     accepted on the repository's page first; verified says whether we have seen the file itself; sha256, output: what
     `clear models verify` must find, the digest of its tensors and the first values on its fixed input; empty when not
     known.
     """
 
-    kind: Literal["bundled", "hub", "file", "none"]
+    kind: Literal["bundled", "hub", "elsewhere", "file", "none"]
     place: str
     file: str = "model.safetensors"
     size_mb: float | None = None
@@ -63,8 +75,19 @@ class WeightSource:
     output: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bundled", "hub", "file", "none"):
-            raise InputError(f"weights' source: kind is {self.kind!r}; expected bundled, hub, file or none")
+        if self.kind not in ("bundled", "hub", "elsewhere", "file", "none"):
+            raise InputError(f"weights' source: kind is {self.kind!r}; expected bundled, hub, elsewhere, file or none")
+        for name, fits, expected in (
+            ("place", isinstance(self.place, str), "text"),
+            ("file", isinstance(self.file, str), "text"),
+            ("size_mb", self.size_mb is None or is_number(self.size_mb, 0, MAX_DIM), "megabytes"),
+            ("gated", isinstance(self.gated, bool), "true or false"),
+            ("verified", isinstance(self.verified, bool), "true or false"),
+            ("sha256", isinstance(self.sha256, str), "text"),
+            ("output", all(is_number(value, -MAX_VALUE, MAX_VALUE) for value in self.output), "numbers"),
+        ):
+            if not fits:
+                raise InputError(f"weights' source: {name} is {shown(repr(getattr(self, name)))}; expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +110,8 @@ class EncoderCard:
     positions: how position embeddings reach another input size (`clear.backbones.positions`), `native` where they need
     not.
     bfloat16: whether embeddings in bfloat16 stay within 5 % of float32 once a scan's mean is gone; else it is refused.
-    any_size: weights given by the user may be of any member of the family; size and width are read off their shapes.
+    any_size: weights given by the user may be of any member of the family; its sizes are read off their shapes, and
+    what the card states otherwise stays (`clear.backbones.fitted_card`).
     ignored: prefixes of checkpoint tensors that are no part of the encoder (its classifier).
     windows, modalities, planes: what it was trained for; empty for anything.
     trained_on: one line that every output repeats. unverified: what of this card could not be checked, "" for nothing.
@@ -134,6 +158,7 @@ class EncoderCard:
             )
         if self.dim < 1 or self.input_size < 1 or min(self.std) <= 0:
             raise InputError(f"encoder {self.name}: dim, input_size and std must be positive")
+        self._check_limits()
         for name, value, allowed in (
             ("pooling", self.pooling, Pooling),
             ("resize", self.resize, Resize),
@@ -142,7 +167,8 @@ class EncoderCard:
         ):
             if value not in allowed.__args__:  # type: ignore[attr-defined]  # typing.Literal has it
                 raise InputError(
-                    f"encoder {self.name}: {name} is {value!r}; expected one of {', '.join(allowed.__args__)}"  # type: ignore[attr-defined]
+                    f"encoder {self.name}: {name} is {shown(repr(value))}; "
+                    f"expected one of {', '.join(allowed.__args__)}"  # type: ignore[attr-defined]
                 )
         if self.channel_windows and len(check_windows(self.channel_windows)) != self.channels:
             raise InputError(
@@ -159,31 +185,43 @@ class EncoderCard:
     def _check_kinds(self) -> None:
         """Cards come from anywhere: raises InputError naming the field that holds another kind of value."""
 
+        if not isinstance(self.name, str) or not is_plain(self.name):
+            raise InputError(f"an encoder's name is {shown(repr(self.name))}; expected plain text of one line")
+
         def need(fits: bool, name: str, expected: str) -> None:
             if not fits:
-                raise InputError(f"encoder {self.name}: {name} is {getattr(self, name)!r}; expected {expected}")
+                value = shown(repr(getattr(self, name)))
+                raise InputError(f"encoder {self.name}: {name} is {value}; expected {expected}")
 
-        for name in ("name", "architecture", "trained_on", "licence", "citation", "unverified"):
-            need(isinstance(getattr(self, name), str), name, "text")
+        for name in ("architecture", "trained_on", "licence", "citation", "unverified"):
+            text = getattr(self, name)
+            need(isinstance(text, str) and is_plain(text), name, "plain text of one line")
         for name in ("dim", "input_size", "channels"):
             need(type(getattr(self, name)) is int, name, "a whole number")
         for name in ("bfloat16", "any_size"):
             need(isinstance(getattr(self, name), bool), name, "true or false")
         for name in ("mean", "std", "stem_mean", "stem_std"):
             values = getattr(self, name)
-            numbers = isinstance(values, tuple) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
-            need(numbers, name, "a list of numbers")
+            numbers = isinstance(values, tuple) and all(is_number(v, -MAX_VALUE, MAX_VALUE) for v in values)
+            need(numbers, name, f"a list of numbers within {MAX_VALUE:g}")
             object.__setattr__(self, name, tuple(map(float, values)))  # one digest for 0 and 0.0
         for name in ("ignored", "windows", "modalities", "planes"):
             values = getattr(self, name)
-            words = isinstance(values, tuple) and all(isinstance(v, str) and v for v in values)
-            need(words, name, "a list of texts, none of them empty")
+            words = isinstance(values, tuple) and all(isinstance(v, str) and v and is_plain(v) for v in values)
+            need(words, name, "a list of plain texts, none of them empty")
         if (field_mm := self.field_of_view_mm) is not None:
-            need(type(field_mm) in (int, float) and 0 < field_mm < math.inf, "field_of_view_mm", "millimetres above 0")
+            need(is_number(field_mm, 1, MAX_FIELD_MM), "field_of_view_mm", f"millimetres, 1 to {MAX_FIELD_MM:g}")
             object.__setattr__(self, "field_of_view_mm", float(field_mm))
         need(isinstance(self.settings, Mapping), "settings", "a table of names and values")
-        loose = [key for key in self.settings if not isinstance(key, str) or key.startswith(LOADING_SETTINGS)]
-        need(not loose, "settings", f"no {', '.join(map(str, loose))}: weights are loaded by clear alone")
+        loose = [key for key in self.settings if isinstance(key, str) and key.startswith(LOADING_SETTINGS)]
+        need(not loose, "settings", f"no {', '.join(map(shown, loose))}: weights are loaded by clear alone")
+        if wrong := wrong_setting(self.settings):
+            raise InputError(f"encoder {self.name}: settings: {wrong}")
+        need(isinstance(self.volume, VolumeInput | None), "volume", "what a volume encoder takes, or null")
+        self._check_training()
+
+    def _check_training(self) -> None:
+        """Raises InputError unless the training record is plain data, and names whom it saw in its own way."""
         if not isinstance(self.training, Mapping) or not all(isinstance(key, str) for key in self.training):
             kind = type(self.training).__name__  # the value itself may be a list of thousands
             raise InputError(f"encoder {self.name}: training is a {kind}; expected a table of names and values")
@@ -193,6 +231,24 @@ class EncoderCard:
             raise InputError(f"encoder {self.name}: training holds what JSON cannot ({error})") from None
         if "seen" in self.training:
             TrainingRecord.from_dict(self.training["seen"], f"encoder {self.name}")
+
+    def _check_limits(self) -> None:
+        """Raises InputError for numbers with which a slice could not be prepared, or not without values lost."""
+        for name, value, most in (("dim", self.dim, MAX_DIM), ("input_size", self.input_size, MAX_INPUT_SIZE)):
+            if value > most:
+                raise InputError(f"encoder {self.name}: {name} is {shown(value)}; expected at most {most}")
+        for name in ("std", "stem_std"):
+            if min(getattr(self, name), default=1.0) < MIN_STD:
+                raise InputError(
+                    f"encoder {self.name}: {name} is {getattr(self, name)}; expected at least {MIN_STD:g} each"
+                )
+        for window in self.channel_windows:
+            ends = is_number(window.low, -MAX_VALUE, MAX_VALUE) and is_number(window.high, -MAX_VALUE, MAX_VALUE)
+            if not (is_plain(window.name) and ends and window.high - window.low >= MIN_STD):
+                raise InputError(
+                    f"encoder {self.name}: channel window {shown(window.name)} from {window.low:g} to {window.high:g}; "
+                    f"expected a plain name and limits within {MAX_VALUE:g} that lie apart"
+                )
 
     @property
     def own_windows(self) -> tuple[Window, ...]:
@@ -257,15 +313,16 @@ class EncoderCard:
     def from_dict(cls, data: Mapping[str, Any], origin: str = "card") -> EncoderCard:
         """The inverse of `as_dict`. Raises InputError naming `origin` and the field that is wrong."""
         if data.get("format") != CARD_FORMAT:
-            raise InputError(
-                f'{origin}: expected an encoder card ("format": "{CARD_FORMAT}"); found {data.get("format")!r}'
-            )
+            found = shown(repr(data.get("format")))
+            raise InputError(f'{origin}: expected an encoder card ("format": "{CARD_FORMAT}"); found {found}')
         if data.get("version") != CARD_VERSION:
-            raise InputError(f"{origin}: card version {data.get('version')}; this clear reads version {CARD_VERSION}")
+            version = shown(data.get("version"))
+            raise InputError(f"{origin}: card version {version}; this clear reads version {CARD_VERSION}")
         known = {f.name for f in fields(cls)}
         values = {key: value for key, value in data.items() if key not in ("format", "version")}
         if surplus := sorted(set(values) - known):
-            raise InputError(f"{origin}: unknown field(s) {', '.join(surplus)}; expected {', '.join(sorted(known))}")
+            unknown = ", ".join(map(shown, surplus))
+            raise InputError(f"{origin}: unknown field(s) {unknown}; expected {', '.join(sorted(known))}")
         try:
             source = dict(values["source"])
             values["source"] = WeightSource(**{**source, "output": tuple(source.get("output", ()))})
@@ -276,8 +333,8 @@ class EncoderCard:
             if values.get("volume") is not None:
                 values["volume"] = VolumeInput.from_dict(values["volume"])
             return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{origin}: a field is missing or of the wrong kind ({error})") from error
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            raise InputError(f"{origin}: a field is missing or of the wrong kind ({shown(error)})") from error
 
 
 def read_card(path: Path) -> EncoderCard:
@@ -287,10 +344,14 @@ def read_card(path: Path) -> EncoderCard:
     """
     file = path / CARD_FILE if path.is_dir() else path
     try:
+        if file.stat().st_size > MAX_CARD_BYTES:
+            raise InputError(
+                f"{file}: {file.stat().st_size} bytes are no encoder card; expected JSON of a few thousand"
+            )
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{file}: no encoder card here; expected a {CARD_FILE} beside {WEIGHTS_FILE}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no text, no JSON, too many digits, too many brackets
         raise InputError(f"{file}: not a readable encoder card ({type(error).__name__}); expected JSON") from error
     if not isinstance(data, dict):
         raise InputError(f"{file}: expected a JSON object; found {type(data).__name__}")

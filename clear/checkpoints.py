@@ -1,7 +1,7 @@
 """Checkpoints: opened safely, unwrapped, loaded strictly.
 
 Only formats that cannot run code are opened: safetensors, and PyTorch files through `weights_only=True`. A tensor that
-is missing, surplus or of another shape is an error that names it.
+is missing, surplus, of another shape or another kind of number is an error that names it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,19 @@ from clear.errors import WeightsError
 
 Branch = Literal["base", "momentum", "student", "teacher"]
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
-def read_tensors(path: Path, branch: Branch | None = None) -> dict[str, Tensor]:
+
+class Checkpoint(dict[str, Tensor]):
+    """Tensors by name, and where they come from, for messages."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], origin: str) -> None:
+        super().__init__(tensors)
+        self.origin = origin
+
+
+def read_tensors(path: Path, branch: Branch | None = None) -> Checkpoint:
     """The image encoder's tensors of a checkpoint by name, on the CPU, with their stored dtypes.
 
     Reads safetensors, and PyTorch files that hold a state dict, bare or under `state_dict`, `model`, `teacher` or
@@ -37,7 +48,7 @@ def read_tensors(path: Path, branch: Branch | None = None) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     if head[8:10] in (b'{"', b"{ "):
         try:
-            return unwrap(load_file(path), branch, str(path))
+            return Checkpoint(unwrap(load_file(path), branch, str(path)), str(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(f"{path}: damaged safetensors file; fetch it again") from error
     try:
@@ -59,11 +70,12 @@ def read_tensors(path: Path, branch: Branch | None = None) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path}: expected a state dict; found {type(content).__name__}")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if len(tensors) != len(content):
-        odd = next(name for name, value in content.items() if not isinstance(value, Tensor))
-        raise WeightsError(f"{path}: expected only tensors; entry {odd!r} is none")
-    return unwrap(tensors, branch, str(path))
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"{path}: expected only tensors with names; entry {name!r} is {type(value).__name__}")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise WeightsError(f"{path}: tensor {name} is {_kind(value)}; expected dense values")
+    return Checkpoint(unwrap(dict(content), branch, str(path)), str(path))
 
 
 def unwrap(tensors: Mapping[str, Tensor], branch: Branch | None, origin: str) -> dict[str, Tensor]:
@@ -101,10 +113,10 @@ def unwrap(tensors: Mapping[str, Tensor], branch: Branch | None, origin: str) ->
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Copy `tensors` into `network`, every one and nothing else, as float32.
+    """Copy `tensors` into `network`, every one and nothing else, as float32; counters stay whole numbers.
 
-    Raises WeightsError naming the first tensors that are missing, surplus or of another shape, and any that holds a
-    value that is not finite.
+    Raises WeightsError naming the first tensors that are missing, surplus, of another shape or another kind (see
+    `check_kind`), and any that holds a value that is not finite.
     """
     own = network.state_dict()
     missing = [name for name in own if name not in tensors]
@@ -112,14 +124,33 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], origin: str
     if missing or surplus:
         parts = [f"{word} {_some(names)}" for word, names in (("missing", missing), ("surplus", surplus)) if names]
         raise WeightsError(f"{origin}: does not fit this encoder: {'; '.join(parts)}")
+    values = {}
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             raise WeightsError(
                 f"{origin}: tensor {name} has shape {tuple(tensor.shape)}; expected {tuple(own[name].shape)}"
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"{origin}: tensor {name} holds values that are not finite")
-    network.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+        is_whole = not own[name].is_floating_point()
+        try:
+            check_kind(name, tensor, whole=is_whole)
+        except WeightsError as error:
+            raise WeightsError(f"{origin}: {error}") from None
+        values[name] = tensor if is_whole else tensor.float()
+        if not bool(torch.isfinite(values[name]).all()):
+            raise WeightsError(f"{origin}: tensor {name} holds values that are not finite as float32")
+    network.load_state_dict(values)
+
+
+def check_kind(name: str, tensor: Tensor, *, whole: bool) -> None:
+    """Raises WeightsError, naming the tensor, unless it holds what an encoder's does.
+
+    Weights are dense float16, bfloat16, float32 or float64: 8-bit ones mean nothing without the scales that belong to
+    them. Counters (whole) are dense integers.
+    """
+    wanted = WHOLE if whole else FLOATS
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in wanted:
+        words = "whole numbers" if whole else ", ".join(_dtype(dtype) for dtype in FLOATS)
+        raise WeightsError(f"tensor {name} is {_kind(tensor)}; expected dense {words}")
 
 
 def digest_of(network: nn.Module) -> str:
@@ -135,6 +166,15 @@ def digest_of(network: nn.Module) -> str:
         sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
+
+
+def _kind(tensor: Tensor) -> str:
+    layout = "without values" if tensor.is_meta else "dense" if tensor.layout == torch.strided else "sparse"
+    return f"{layout} {_dtype(tensor.dtype)}"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _some(names: list[str]) -> str:

@@ -19,11 +19,10 @@ def export_encoder(
 
     Tensor names are those of the architecture's own library. half: store float16, half the size; loading returns to
     float32. Each file is written aside and renamed, the card last, so that no card ever stands beside other weights.
-    Raises InputError when the folder holds a card and `overwrite` is not given.
+    Raises InputError when the folder holds either and `overwrite` is not given.
     """
+    check_folder(folder, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / CARD_FILE).exists() and not overwrite:
-        raise InputError(f"{folder}: holds an encoder card already. Name another folder, or give --overwrite")
     tensors = {}
     for name, tensor in network.state_dict().items():
         stored = tensor.detach().cpu().contiguous()
@@ -36,3 +35,11 @@ def export_encoder(
     (folder / CARD_FILE).unlink(missing_ok=True)
     aside.replace(folder / WEIGHTS_FILE)
     return write_card(card, folder)
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises InputError where a card cannot be written, or would be over one, or over weights, unasked."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; expected a folder, or a name for one")
+    if not overwrite and (there := [name for name in (CARD_FILE, WEIGHTS_FILE) if (folder / name).exists()]):
+        raise InputError(f"{folder}: holds {' and '.join(there)} already. Name another folder, or give --overwrite")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from clear.card import WEIGHTS_FILE, EncoderCard, WeightSource
-from clear.encoders import ENCODERS
+from clear.encoders import BFLOAT16_REFUSED, ENCODERS
 from clear.errors import InputError, WeightsError
-from clear.sources import as_installed, find_card, from_package, local_weights
+from clear.sources import as_installed, expect_weights, find_card, from_package, local_weights
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,9 +26,15 @@ TOLERANCE = 1e-3  # of the output's own spread, between processors; another inpu
 
 ABSENT = {
     "hub": "on the hub",
+    "elsewhere": "published elsewhere, to fetch by hand",
     "none": "not published",
     "file": "missing",
     "bundled": "missing in the package",
+}
+UNSEEN = {
+    "hub": "the published file, which was not seen",
+    "elsewhere": "the published file, which was not seen",
+    "none": "there is no published file",
 }
 
 
@@ -85,14 +91,15 @@ def describe(name: str) -> dict[str, str]:
         "std": ", ".join(f"{value:g}" for value in card.std) if is_slices else "",
         "modalities": ", ".join(card.modalities) or "any",
         "planes": ", ".join(card.planes) or "any",
-        "bfloat16": "where the hardware has it" if card.bfloat16 else "refused",
+        "bfloat16": bfloat16_text(card),
         "trained on": card.trained_on,
         "weights": weights_text(registered),
         "with yours": other if registered.any_size else "",
-        "source": f"{source.kind}: {source.place}, {source.file}{size}{', gated' if source.gated else ''}",
+        "source": f"{source.kind}: {', '.join(filter(None, (source.place, source.file)))}{size}"
+        + (", gated" if source.gated else ""),
         "licence": card.licence,
         "citation": card.citation,
-        "not verified": card.unverified or ("" if source.verified else "the published file was not seen"),
+        "not verified": unverified_text(registered),
     }
 
 
@@ -112,6 +119,20 @@ def window_text(card: EncoderCard) -> str:
         window = card.own_windows[0]
         return f"its own ({window.name})" if card.volume is None else "its own"
     return ", ".join(card.windows) or "any"
+
+
+def bfloat16_text(card: EncoderCard) -> str:
+    """Whether it runs in bfloat16, and why not where it refuses."""
+    if card.bfloat16:
+        return "where the hardware has it"
+    own = card.source.kind in ("file", "bundled")
+    return f"refused: {'its card says so' if own else BFLOAT16_REFUSED.get(card.name, 'not compared')}"
+
+
+def unverified_text(card: EncoderCard) -> str:
+    """What of it could not be checked: what its card says, and that its file was not seen."""
+    unseen = "" if card.source.verified else UNSEEN.get(card.source.kind, "")
+    return "; ".join(filter(None, (card.unverified, unseen)))
 
 
 def weights_text(card: EncoderCard) -> str:
@@ -140,13 +161,20 @@ def convert(
     `student` instead of the trained encoder or the teacher. name, trained_on: what the card says. changes: fields of
     the card, for what shapes do not tell (`input_size`, `pooling`, `mean`, `settings.num_heads`, ...).
     overwrite: replace a card that is there. Returns the card that was written. Raises WeightsError when the tensors fit
-    no family, or not the one named, InputError when the folder holds a card already.
+    no family, or not the one named, InputError when the folder holds a card or weights already; never is the
+    checkpoint itself overwritten.
     """
     from clear.backbones import build, fitted_card
     from clear.backbones import convert as renamed
     from clear.checkpoints import Branch, load_strictly, read_tensors
-    from clear.export import export_encoder
+    from clear.export import check_folder, export_encoder
 
+    if checkpoint.exists() and (target := folder / WEIGHTS_FILE).exists() and target.samefile(checkpoint):
+        raise InputError(
+            f"{checkpoint}: the card in {folder} would be written over this very file, and what the card leaves out "
+            "would be lost. Name another folder"
+        )
+    check_folder(folder, overwrite=overwrite)
     if branch not in (None, *get_args(Branch)):
         raise InputError(f"--branch {branch}: expected one of {', '.join(get_args(Branch))}")
     tensors = read_tensors(checkpoint, cast("Branch | None", branch))
@@ -171,15 +199,20 @@ def convert(
 def _guessed(card: EncoderCard) -> str:
     """What of a recognised card is an assumption."""
     heads = card.settings.get("num_heads")
-    return "preprocessing, pooling" + (f", {heads} attention heads, positions as {card.positions}" if heads else "")
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (card.mean, card.std))
+    values = f" (mean {mean}, std {std})" if card.volume is None else ""
+    attention = f", {heads} attention heads, positions as {card.positions}" if heads else ""
+    return f"preprocessing{values}, pooling{attention}"
 
 
 def recognised(tensors: Mapping[str, Any], origin: str) -> EncoderCard:
     """A registered card of the kind that these tensors are of, taking any size: the first whose positions agree too.
 
-    Raises WeightsError when no family knows them; then `--arch` must name one.
+    Raises WeightsError when no family knows them, and `--arch` must name one, or when one of them does not fit the
+    others.
     """
     from clear.backbones import kind, variant
+    from clear.backbones.variants import AnotherFamily
 
     seen = set()
     for card in ENCODERS.values():
@@ -189,7 +222,7 @@ def recognised(tensors: Mapping[str, Any], origin: str) -> EncoderCard:
         seen.add(likeness)
         try:
             found = variant(card, tensors)
-        except WeightsError:
+        except AnotherFamily:
             continue
         if (kind(found), found.positions) != likeness:
             continue
@@ -215,18 +248,22 @@ def with_changes(card: EncoderCard, changes: Mapping[str, Any]) -> EncoderCard:
             raise InputError(
                 f"--set {key}: a card has no such field; expected settings.NAME or one of {', '.join(known)}"
             )
+        if dot and not isinstance(data[name], Mapping):
+            raise InputError(f"--set {name}: is {data[name]!r}; expected a table of names and values")
         data[name] = {**data[name], inner: value} if dot else value
     return EncoderCard.from_dict(data, "--set")
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` saw. tensors: sha256 over all tensors; output: first values on the fixed input; agrees: None when
-    the registry knows neither, else whether what it knows is what was found."""
+    """What `verify` saw. tensors: sha256 over all tensors; output: first values on the fixed input; finite: whether
+    all of its values are; agrees: False when they are not, None when the registry knows neither tensors nor output,
+    else whether what it knows is what was found."""
 
     name: str
     tensors: str
     output: tuple[float, ...]
+    finite: bool
     agrees: bool | None
 
     def summary(self) -> str:
@@ -236,6 +273,8 @@ class Verified:
             True: "Both agree with the registry.",
             False: "They DIFFER from the registry: these are other weights than those this clear was checked with.",
         }[self.agrees]
+        if not self.finite:
+            verdict = "The output holds values that are NOT FINITE: these weights cannot be used, whatever they are."
         values = ", ".join(f"{value:.4f}" for value in self.output)
         lines = [f"{self.name}: loaded, every tensor in its place", f"tensors  {self.tensors}"]
         return "\n".join([*lines, f"output   {values}, ...", verdict])
@@ -248,6 +287,7 @@ def verify(name: str, weights: Path | str | None = None) -> Verified:
     """
     import numpy as np
 
+    expect_weights(name, None if weights is None else Path(weights))
     from clear.checkpoints import digest_of
     from clear.frozen import load_encoder
 
@@ -258,11 +298,12 @@ def verify(name: str, weights: Path | str | None = None) -> Verified:
     known = find_card(name).source
     if known.kind == "bundled" and (weights is not None or not from_package(local_weights(find_card(name)))):
         known = replace(known, sha256="", output=())  # what it holds is of the package's own file
-    agrees: bool | None = None
-    if known.sha256 or known.output:
+    finite = bool(np.isfinite(output).all())
+    agrees: bool | None = None if finite else False
+    if finite and (known.sha256 or known.output):
         same = not known.output or bool(np.allclose(first, known.output, rtol=0, atol=TOLERANCE * output.std()))
         agrees = same and (not known.sha256 or known.sha256 == digest)
-    return Verified(encoder.name, digest, first, agrees)
+    return Verified(encoder.name, digest, first, finite, agrees)
 
 
 def fixed_volume() -> Volume:

@@ -6,29 +6,21 @@ Nothing here needs torch, so that what is missing is said before anything is loa
 from __future__ import annotations
 
 import os
-import socket
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
 
-from clear.card import WEIGHTS_FILE, EncoderCard, read_card
+from clear.card import WEIGHTS_FILE, EncoderCard, WeightSource, read_card
 from clear.encoders import ENCODERS
 from clear.errors import InputError, WeightsError
+from clear.hub import HubError, cached, fetch, place_of_timm, silence
 
 WEIGHTS_ENVIRONMENT = "CLEAR_WEIGHTS"
 BUNDLED = Path(__file__).parent / "weights"
-CONNECT_TIMEOUT_S = 1.0
-ANSWER_TIMEOUT_S = 10.0
 # names that many authors give their files; such a file in a folder of many says nothing of whose it is
 GENERIC_NAMES = frozenset(
     {"model.safetensors", WEIGHTS_FILE, "pytorch_model.bin", "model.pt", "resnet50.pt", "tiny.pth"}
 )
-
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,21 @@ def find_card(name: str) -> EncoderCard:
         f"--model {name}: no such encoder.{meant} Expected one of {', '.join(ENCODERS)}; timm:MODEL for any of timm's; "
         "or the path of an encoder card"
     )
+
+
+def expect_weights(name: str, weights: Path | None = None) -> None:
+    """Raise WeightsError where a name alone says that its weights cannot be had; to be asked before `find_card`.
+
+    The card of a timm model needs torch and timm, which take seconds to load, and absence shall be said at once. Of
+    all others, and of those that can be had, `find_weights` has the word.
+    """
+    family, _, model = name.partition(":")
+    if weights is not None or family != "timm" or (place := place_of_timm(model)) is None:
+        return
+    source, terms = WeightSource("hub", place), "see its page on the hub"
+    card = EncoderCard(name=name, architecture=name, dim=1, source=source, trained_on="", licence=terms)
+    if local_weights(card) is None and (why := silence()):
+        raise _absent(card, why)
 
 
 def find_weights(card: EncoderCard, weights: Path | None = None) -> FoundWeights:
@@ -98,11 +105,7 @@ def local_weights(card: EncoderCard) -> Path | None:
         place = BUNDLED / source.place / source.file
         return place if place.is_file() else None
     if source.kind == "hub":
-        from huggingface_hub import try_to_load_from_cache
-
-        repository, kind = _repository(source.place)
-        cached = try_to_load_from_cache(repository, source.file, repo_type=kind)
-        return Path(cached) if isinstance(cached, str) else None
+        return cached(source.place, source.file)
     return None
 
 
@@ -122,90 +125,54 @@ def _names_in_folder(card: EncoderCard) -> list[str]:
     authors = Path(card.source.file).name
     return [
         *(f"{own}{ending}" for ending in (".safetensors", ".pth", ".pt", ".bin")),
-        *([authors] if authors.lower() not in GENERIC_NAMES else []),
+        *([authors] if authors and authors.lower() not in GENERIC_NAMES else []),
     ]
 
 
 def _given_folder() -> Path | None:
-    folder = os.environ.get(WEIGHTS_ENVIRONMENT)
-    return Path(folder) if folder else None
-
-
-def _repository(place: str) -> tuple[str, str]:
-    """A repository id and its kind; weights in a data set's repository are written `datasets/OWNER/NAME`."""
-    is_data = place.startswith("datasets/")
-    return place.removeprefix("datasets/"), "dataset" if is_data else "model"
+    """The folder that $CLEAR_WEIGHTS names. Raises InputError where there is none: a typo would go unseen."""
+    named = os.environ.get(WEIGHTS_ENVIRONMENT)
+    if not named:
+        return None
+    if not Path(named).is_dir():
+        raise InputError(f"${WEIGHTS_ENVIRONMENT} is {named}: no such folder. Correct it, or unset it")
+    return Path(named)
 
 
 def _download(card: EncoderCard) -> Path:
     """The file of the hub; whatever stands in the way, the answer says how to get it by hand."""
+    if card.source.kind != "hub":
+        raise _absent(card)
+    try:
+        return fetch(card.source.place, card.source.file)
+    except HubError as error:
+        raise _absent(card, str(error)) from error
+
+
+def _absent(card: EncoderCard, why: str = "") -> WeightsError:
+    """What is missing, and what to do; why: what the hub, or the way to it, had to say."""
     source = card.source
     if source.kind in ("bundled", "file"):
-        raise WeightsError(f"encoder {card.name}: its weights {source.file} are missing at {source.place}")
+        return WeightsError(f"encoder {card.name}: its weights {source.file} are missing at {source.place}")
     names = _names_in_folder(card)
+    own_name = f" (or under its own name, {names[-1]})" if len(names) > 4 else ""
+    put = f"put it as {names[0]}{own_name} into the folder that ${WEIGHTS_ENVIRONMENT} names"
     if source.kind == "none":
-        raise WeightsError(
+        return WeightsError(
             f"encoder {card.name}: its authors have published no weights that can be fetched. {source.place} "
-            f"Pass a checkpoint with --weights FILE, or put it as {names[0]} into the folder that "
-            f"${WEIGHTS_ENVIRONMENT} names"
+            f"Pass a checkpoint with --weights FILE, or {put}"
+        )
+    size = f" ({source.size_mb:.0f} MB)" if source.size_mb else ""
+    terms = f"Licence: {card.licence or 'see there'}"
+    if source.kind == "elsewhere":
+        return WeightsError(
+            f"encoder {card.name}: its weights are not on this machine, and its authors publish them where clear "
+            f"cannot fetch them. Open {source.place}, fetch {source.file or 'the file that it links'}{size} and pass "
+            f"it with --weights, or {put}. {terms}"
         )
     page = f"https://huggingface.co/{source.place}"
-    size = f" ({source.size_mb:.0f} MB)" if source.size_mb else ""
     gate = f"Accept its licence at {page} first. " if source.gated else ""
-    own_name = f" (or under its own name, {names[-1]})" if len(names) > 4 else ""
-    help_text = (
-        f"encoder {card.name}: its weights are not on this machine and could not be fetched. {gate}"
-        f"Fetch {source.file}{size} from {page} and pass it with --weights, "
-        f"or put it as {names[0]}{own_name} into the folder that ${WEIGHTS_ENVIRONMENT} names. "
-        f"Licence: {card.licence or 'see there'}"
+    return WeightsError(
+        f"encoder {card.name}: its weights are not on this machine and could not be fetched ({why}). {gate}"
+        f"Fetch {source.file}{size} from {page} and pass it with --weights, or {put}. {terms}"
     )
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    if offline or not _hub_answers(source.place, source.file):
-        raise WeightsError(help_text)
-    from huggingface_hub import hf_hub_download
-
-    repository, kind = _repository(source.place)
-    try:
-        return Path(hf_hub_download(repository, source.file, repo_type=kind, etag_timeout=ANSWER_TIMEOUT_S))
-    except Exception as error:  # the client raises many kinds; each means the same to the user
-        raise WeightsError(help_text) from error
-
-
-def _hub_answers(place: str, file: str) -> bool:
-    """Whether the hub says anything of this file within seconds; its client alone would try for minutes.
-
-    First a bare connection (not behind a proxy, where only the client knows the way), then the file's header.
-    """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-
-    proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-    if not any(os.environ.get(name) for name in proxies):
-        address = urlsplit(constants.ENDPOINT)
-        host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
-
-        def connect() -> bool:
-            socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
-            return True
-
-        if not _within(CONNECT_TIMEOUT_S, connect):
-            return False
-    repository, kind = _repository(place)
-    url = hf_hub_url(repository, file, repo_type=kind)
-    return _within(ANSWER_TIMEOUT_S, lambda: get_hf_file_metadata(url, timeout=ANSWER_TIMEOUT_S)) is not None
-
-
-def _within(seconds: float, ask: Callable[[], Answer]) -> Answer | None:
-    """What `ask` gives within so many seconds, else None: when it fails, too. Names are looked up without a limit,
-    and some clients try again and again, so it runs in a thread that is left behind."""
-    answers: list[Answer] = []
-
-    def run() -> None:
-        try:
-            answers.append(ask())
-        except Exception:  # no answer is an answer here, whatever the reason
-            return
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answers[0] if answers else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clear.card_limits import MAX_VALUE, shown
 from clear.errors import InputError, ScanRefused
 from clear.volume import AIR_HU, TILT_DEG, Volume
 
@@ -29,6 +30,9 @@ Clip = Literal["before", "after"]
 # letter: the patient axis (x, y, z of LPS) and the way along it that an array axis points
 LETTERS = {"R": (0, -1), "L": (0, 1), "A": (1, -1), "P": (1, 1), "I": (2, -1), "S": (2, 1)}
 WIDEST_BLEND_MM = 10.0  # uneven slices further apart than the thickest usual ones: what lies between would be invented
+SPACINGS_MM = (0.01, 100.0)  # of a volume encoder's voxels
+MAX_VOXELS = 2**28  # of its input: 1 GB
+MAX_NUMBER = 2.0**53
 FINEST_BLEND_MM = 0.5  # a third of the finest voxel that a volume encoder takes: closer slices add nothing
 
 
@@ -62,14 +66,19 @@ class VolumeInput:
     def __post_init__(self) -> None:
         def need(fits: bool, name: str, expected: str) -> None:
             if not fits:
-                raise InputError(f"volume input: {name} is {getattr(self, name)!r}; expected {expected}")
+                raise InputError(f"volume input: {name} is {shown(repr(getattr(self, name)))}; expected {expected}")
 
         need(_numbers(self.spacing_mm, 3) and min(self.spacing_mm) > 0, "spacing_mm", "(z, y, x) in mm, all above 0")
+        near, far = SPACINGS_MM
+        fits = near <= min(self.spacing_mm) and max(self.spacing_mm) <= far
+        need(fits, "spacing_mm", f"voxels of {near:g} to {far:g} mm")
         need(_whole(self.shape, 3) and min(self.shape) > 0, "shape", "(z, y, x) in voxels, all above 0")
+        need(math.prod(self.shape) <= MAX_VOXELS, "shape", f"at most {MAX_VOXELS} voxels in all")
         need(_whole(self.hu, 2) and self.hu[0] < self.hu[1], "hu", "(low, high) in whole HU, low below high")
         need(self.hu[0] >= -32768 and self.hu[1] <= 32767, "hu", "HU within int16")
         need(_numbers(self.out, 2) and self.out[0] < self.out[1], "out", "(low, high), low below high")
-        need(_numbers((self.pad,), 1), "pad", "a number")
+        need(max(map(abs, self.out)) <= MAX_VALUE, "out", f"values within {MAX_VALUE:g}")
+        need(_numbers((self.pad,), 1) and abs(self.pad) <= MAX_VALUE, "pad", f"a number within {MAX_VALUE:g}")
         known = isinstance(self.axes, str) and sorted(LETTERS.get(letter, (-1, 0))[0] for letter in self.axes)
         need(known == [0, 1, 2], "axes", "three letters, one each of R/L, A/P and I/S, such as 'RAS'")
         need(self.grid in Grid.__args__, "grid", " or ".join(Grid.__args__))  # type: ignore[attr-defined]  # typing.Literal has it
@@ -94,7 +103,7 @@ class VolumeInput:
         known = {f.name for f in fields(cls)}
         if surplus := sorted(set(data) - known):
             raise InputError(
-                f"volume input: unknown field(s) {', '.join(surplus)}; expected {', '.join(sorted(known))}"
+                f"volume input: unknown field(s) {', '.join(map(shown, surplus))}; expected {', '.join(sorted(known))}"
             )
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
         try:
@@ -299,11 +308,11 @@ def _painted(
 
 
 def _numbers(values: Any, length: int) -> bool:
-    """Whether `values` is a tuple of finite numbers."""
+    """Whether `values` is a tuple of numbers, none of them so large that float64 loses something of it."""
     return (
         isinstance(values, tuple)
         and len(values) == length
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= MAX_NUMBER for v in values)
     )
 
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clear.backbones.building import building
 from clear.backbones.ctvit import CTViT
+from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, any_named, counts
 from clear.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -89,15 +91,21 @@ def build(card: EncoderCard) -> nn.Module:
         )
     if settings["output"] not in OUTPUTS:
         raise InputError(f"encoder {card.name}: output is {settings['output']!r}; expected {' or '.join(OUTPUTS)}")
-    try:
+    with building(card, f"ctclip cannot build {model}"):
         network = CTCLIPEncoder(**settings)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"encoder {card.name}: ctclip cannot build {model} with {dict(card.settings)}") from error
     if network.to_visual_latent.out_features != card.dim:
         raise InputError(
             f"encoder {card.name}: the card says d = {card.dim}, but {model} gives "
             f"{network.to_visual_latent.out_features}"
         )
+    if card.volume is not None:
+        frames, *sides = card.volume.tensor_shape
+        slab, size = settings["temporal_patch_size"], settings["image_size"]
+        if frames % slab or sides != [size, size]:
+            raise InputError(
+                f"encoder {card.name}: {model} takes frames in {slab}s of {size} x {size} pixels, but the card's "
+                f"volume is {card.volume.tensor_shape} along {card.volume.axes}"
+            )
     return network.eval()
 
 
@@ -116,42 +124,57 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     }
 
 
-def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a card must say for a network that takes these tensors, read from their shapes; output is `latent`.
+def variant(card: EncoderCard, tensors: Mapping[str, Tensor]) -> Variant:
+    """What the card must say for a network that takes these tensors; its output is the card's, else `latent`.
 
-    Raises WeightsError when they are not CT-CLIP's. The patch size is that of the unused `to_patch_emb_first_frame`:
-    nothing else tells the frames of a patch from its rows and columns.
+    The patch size is that of the unused `to_patch_emb_first_frame`: nothing else tells the frames of a patch from its
+    rows and columns, unless the card states it. Raises AnotherFamily when the tensors are not CT-CLIP's, WeightsError
+    naming the one that does not fit the others.
     """
-    named = dict(tensors)
-    try:
-        codes = named["visual_transformer.vq._codebook.embed"].shape[1:]
-        latent = named["to_visual_latent.weight"].shape
-        frame = named["visual_transformer.to_patch_emb_first_frame.1.weight"].numel()
-        patch = named["visual_transformer.to_patch_emb.1.weight"].numel()
-        first = "visual_transformer.enc_spatial_transformer.layers.0.1."
-        dim_head, inner = named[f"{first}q_scale"].numel(), named[f"{first}to_q.weight"].shape[0]
-        depths = [
-            1
-            + max(int(m[1]) for name in named if (m := re.match(rf"visual_transformer\.{kind}\.layers\.(\d+)\.", name)))
-            for kind in ("enc_spatial_transformer", "enc_temporal_transformer")
-        ]
-        side, size = math.isqrt(latent[1] // codes[1]), math.isqrt(frame)
-        settings = {
-            "output": "latent",
-            "dim": codes[1],
-            "codebook_size": codes[0],
-            "image_size": side * size,
-            "patch_size": size,
-            "temporal_patch_size": patch // frame,
-            "spatial_depth": depths[0],
-            "temporal_depth": depths[1],
-            "dim_head": dim_head,
-            "heads": inner // dim_head,
-            "dim_latent": latent[0],
-        }
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise WeightsError(
+    vit = "visual_transformer."
+    if not any_named(tensors, r"visual_transformer\.enc_(spatial|temporal)_transformer\.layers\.\d+\."):
+        raise AnotherFamily(
             "not CT-CLIP's weights: expected visual_transformer.*, with its codebook, and to_visual_latent.weight"
-        ) from error
+        )
+    sizes = Sizes(tensors)
+    book, first = f"{vit}vq._codebook.embed", f"{vit}enc_spatial_transformer.layers.0.1."
+    dim = sizes.agreed("the width", At(book, 2), At(f"{vit}to_patch_emb.2.weight", 0), At(f"{first}norm.gamma", 0))
+    values = [At(f"{vit}to_patch_emb.{name}", axis) for name, axis in (("1.weight", 0), ("1.bias", 0), ("2.weight", 1))]
+    values_of_patch = sizes.agreed("the values of a patch", *values)
+    dim_head = sizes.agreed("the width of a head", At(f"{first}q_scale", 0), At(f"{first}k_scale", 0))
+    inner = [At(f"{first}{name}.weight", axis) for name, axis in (("to_q", 0), ("to_out", 1))]
+    heads = sizes.agreed("the heads", *(place._replace(times=dim_head) for place in inner))
+    latent, pooled = sizes.shape("to_visual_latent.weight", 2)
+    side = math.isqrt(pooled // dim)
+    if side * side * dim != pooled:
+        raise WeightsError(
+            f"tensor to_visual_latent.weight has shape {(latent, pooled)}; expected a square of tokens of {dim} values"
+        )
+    kinds = ("enc_spatial_transformer", "enc_temporal_transformer")
+    depths = [sum(counts(tensors, rf"visual_transformer\.({kind})\.layers\.(\d+)\.")) for kind in kinds]
+    told = {
+        "dim": dim,
+        "codebook_size": sizes.shape(book, 3)[1],
+        "spatial_depth": depths[0],
+        "temporal_depth": depths[1],
+        "dim_head": dim_head,
+        "heads": heads,
+        "dim_latent": latent,
+    }
+    stated = card.settings.get("patch_size")
+    size = stated if isinstance(stated, int) and stated > 0 else _patch_size(sizes)
+    if values_of_patch % size**2:
+        raise WeightsError(f"its patches of {values_of_patch} values are no slabs of {size} x {size} pixels")
+    told |= {"image_size": side * size, "patch_size": size, "temporal_patch_size": values_of_patch // size**2}
+    settings = {"output": SETTINGS["output"], **told}
     changed = {name: value for name, value in settings.items() if value != SETTINGS[name] or name == "output"}
-    return {"architecture": "ctclip:ctvit", "dim": latent[0], "settings": changed}
+    witnesses = {"dim_latent": "to_visual_latent.weight", "codebook_size": book}
+    return Variant("ctclip:ctvit", latent, changed, told, witnesses)
+
+
+def _patch_size(sizes: Sizes) -> int:
+    frame = [At(f"visual_transformer.to_patch_emb_first_frame.1.{name}", 0) for name in ("weight", "bias")]
+    values = sizes.agreed("the values of a frame's patch", *frame)
+    if math.isqrt(values) ** 2 != values:
+        raise WeightsError(f"tensor {frame[0].name} has {values} values; expected those of a square patch")
+    return math.isqrt(values)

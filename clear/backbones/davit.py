@@ -13,6 +13,7 @@ import timm
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clear.backbones.building import building, check_run
 from clear.backbones.huggingface import to_timm
 from clear.backbones.residual import keep_float32
 from clear.errors import InputError
@@ -52,13 +53,13 @@ def build(card: EncoderCard) -> nn.Module:
     _, _, model = card.architecture.partition(":")
     if not model.startswith("davit_") or not timm.is_model(model):
         raise InputError(f"encoder {card.name}: timm {timm.__version__} has no DaViT called {model!r}")
-    try:
+    with building(card, f"timm cannot build {model}"):
         network = timm.create_model(
             model, pretrained=False, num_classes=0, in_chans=card.channels, **dict(card.settings)
         )
-    except (TypeError, AssertionError, ValueError) as error:
-        raise InputError(f"encoder {card.name}: timm cannot build {model} with {dict(card.settings)}") from error
-    return DaViTEncoder(network, card.dim).eval()
+        encoder = DaViTEncoder(network, card.dim).eval()
+    check_run(card, encoder, (1, card.channels, card.input_size, card.input_size))
+    return encoder
 
 
 def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -9,34 +9,39 @@ Dinov2WithRegistersModel, ViTModel, DINOv3ViTModel, SiglipModel), facebookresear
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-Tensors = dict[str, Tensor]
+from clear.backbones.renaming import Renamed, renamed
+from clear.checkpoints import check_kind
+from clear.errors import WeightsError
+
+Tensors = Mapping[str, Tensor]
 
 ROPE_BASE = 100.0  # DINOv3, configuration of every published size
 
 
-def to_timm(tensors: Mapping[str, Tensor]) -> Tensors:
+def to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint's tensors under timm's names, recognised by its names; one that timm would know is left as it is.
 
     Query, key and value become one `qkv`; DINOv2's class position is added to the class token where there are
     registers, since timm's network has no place for it. Left out, since no embedding depends on them: mask_token
     (pretraining), ViTModel's pooler (not DINO's embedding), position_ids, a SigLIP's or MedImageInsight's text tower
     and logit scale, DINOv3's RoPE periods and bias masks where they hold what timm computes itself. Whatever is not
-    known keeps its name, and nothing that is missing is made up, so that a strict load names both.
+    known keeps its name, and nothing that is missing is made up, so that a strict load names both. Raises WeightsError
+    where two tensors come by one name, or pieces do not fit together.
     """
-    out = dict(tensors)
     for marker, convert in _FORMS:
-        for name in out:
-            if name == marker or name.endswith("." + marker):
-                return convert(out, name[: -len(marker)])
-    return out
+        for name in tensors:
+            if (found := re.search(rf"(?:^|\.)(?:{marker})$", name)) is not None:
+                return convert(tensors, name[: found.start() + found[0].startswith(".")])
+    return dict(tensors)
 
 
-def without_zero_biases(tensors: Mapping[str, Tensor], network: nn.Module) -> Tensors:
+def without_zero_biases(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """DINOv3's query and value biases left out where all of them are 0 and `network` has none.
 
     Meta's and transformers' files carry them, all 0; timm's `vit_*_dinov3` are built without, `vit_*_dinov3_qkvb` with
@@ -46,7 +51,7 @@ def without_zero_biases(tensors: Mapping[str, Tensor], network: nn.Module) -> Te
     return {
         name: tensor
         for name, tensor in tensors.items()
-        if name in own or not name.endswith((".attn.q_bias", ".attn.v_bias")) or bool(tensor.count_nonzero())
+        if name in own or not name.endswith((".attn.q_bias", ".attn.v_bias")) or not _is_zero(tensor)
     }
 
 
@@ -122,94 +127,99 @@ _DINOV3_INNER = {
 }
 
 
-def _vit(tensors: Tensors, prefix: str) -> Tensors:
+def _vit(tensors: Tensors, prefix: str) -> Renamed:
     """transformers' Dinov2Model, Dinov2WithRegistersModel and ViTModel to timm's VisionTransformer."""
     dropped = ("embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias")
-    out = _renamed(tensors, prefix, r"(?:encoder\.layer|layers)\.(\d+)\.", _VIT_OUTER, _VIT_INNER, dropped)
+    out = _by_tables(tensors, prefix, r"(?:encoder\.layer|layers)\.(\d+)\.", _VIT_OUTER, _VIT_INNER, dropped)
     _join(out, ("attn.q", "attn.k", "attn.v"), "attn.qkv")
     _join(out, ("mlp.gate", "mlp.up"), "mlp.fc1")
     return _fold_class_position(out)
 
 
-def _dinov3(tensors: Tensors, prefix: str) -> Tensors:
+def _dinov3(tensors: Tensors, prefix: str) -> Renamed:
     """transformers' DINOv3ViTModel to timm's Eva, whose key has no bias, as DINOv3's has none."""
-    gated = any(name.endswith(".mlp.gate_proj.weight") for name in tensors)
+    gated = any(re.search(r"\.mlp\.gate_proj\.(weight|bias)$", name) for name in tensors)
     inner = {**_DINOV3_INNER, "mlp.up_proj": "mlp.fc1_x" if gated else "mlp.fc1"}
-    out = _renamed(tensors, prefix, r"(?:model\.)?layer\.(\d+)\.", _DINOV3_OUTER, inner, ("embeddings.mask_token",))
+    out = _by_tables(tensors, prefix, r"(?:model\.)?layer\.(\d+)\.", _DINOV3_OUTER, inner, ("embeddings.mask_token",))
     _join(out, ("attn.q", "attn.k", "attn.v"), "attn.qkv", kinds=("weight",))
-    return {re.sub(r"\.attn\.([qv])\.bias$", r".attn.\1_bias", name): tensor for name, tensor in out.items()}
+    return renamed(out, lambda name: re.sub(r"\.attn\.([qv])\.bias$", r".attn.\1_bias", name))
 
 
-def _siglip(tensors: Tensors, prefix: str) -> Tensors:
+def _siglip(tensors: Tensors, prefix: str) -> Renamed:
     """transformers' SiglipModel or SiglipVisionModel to timm's VisionTransformer with attention pooling."""
     if prefix:
         base = prefix.removesuffix("vision_model.")
         text = tuple(base + name for name in ("text_model.", "logit_scale", "logit_bias"))
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(text)}
     dropped = ("embeddings.position_ids",)
-    out = _renamed(tensors, prefix, r"encoder\.layers\.(\d+)\.", _SIGLIP_OUTER, _SIGLIP_INNER, dropped)
+    out = _by_tables(tensors, prefix, r"encoder\.layers\.(\d+)\.", _SIGLIP_OUTER, _SIGLIP_INNER, dropped)
     _join(out, ("attn.q", "attn.k", "attn.v"), "attn.qkv")
     if "pos_embed" in out and out["pos_embed"].ndim == 2:
         out["pos_embed"] = out["pos_embed"][None]
     for kind in ("weight", "bias"):  # torch's MultiheadAttention keeps q, k, v in one; timm's pooling q apart
-        if (packed := out.pop(f"attn_pool.in.{kind}", None)) is not None:
-            width = len(packed) // 3
-            out[f"attn_pool.q.{kind}"], out[f"attn_pool.kv.{kind}"] = packed[:width], packed[width:]
+        packed = out.get(f"attn_pool.in.{kind}")
+        if packed is not None and packed.ndim > 0:
+            del out[f"attn_pool.in.{kind}"]
+            width, origin = len(packed) // 3, out.origins[f"attn_pool.in.{kind}"]
+            out.claim(f"attn_pool.q.{kind}", packed[:width], origin)
+            out.claim(f"attn_pool.kv.{kind}", packed[width:], origin)
     return out
 
 
-def _dinov2_official(tensors: Tensors, prefix: str) -> Tensors:
+def _dinov2_official(tensors: Tensors, prefix: str) -> Renamed:
     """facebookresearch/dinov2 to timm's VisionTransformer; chunked blocks of training checkpoints are numbered on."""
-    out: Tensors = {}
-    for name, tensor in tensors.items():
+
+    def rename(name: str) -> str | None:
         if name == prefix + "mask_token":
-            continue
+            return None
         name = name.removeprefix(prefix).replace("register_tokens", "reg_token")
         name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
-        out[name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")] = tensor
-    return _fold_class_position(out)
+        return name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")
+
+    return _fold_class_position(renamed(tensors, rename))
 
 
-def _dinov3_official(tensors: Tensors, prefix: str) -> Tensors:
+def _dinov3_official(tensors: Tensors, prefix: str) -> Renamed:
     """facebookresearch/dinov3 to timm's Eva; the key's third of qkv.bias is left out where its mask makes it 0."""
-    out: Tensors = {}
+    out = Renamed()
     words = {"storage_tokens": "reg_token", ".ls1.gamma": ".gamma_1", ".ls2.gamma": ".gamma_2"}
     words |= {".mlp.w1.": ".mlp.fc1_g.", ".mlp.w2.": ".mlp.fc1_x.", ".mlp.w3.": ".mlp.fc2."}
-    for name, tensor in tensors.items():
-        name = name.removeprefix(prefix)
+    for origin, tensor in tensors.items():
+        name = origin.removeprefix(prefix)
         mask = tensors.get(f"{prefix}{name}_mask")
         if name == "mask_token" or (name.endswith(".qkv.bias_mask") and _masks_key(tensor)):
             continue
         if name == "rope_embed.periods" and _is_timms_rope(tensor):
             continue
-        if name.endswith(".qkv.bias") and mask is not None and _masks_key(mask):
+        if name.endswith(".qkv.bias") and mask is not None and mask.shape == tensor.shape and _masks_key(mask):
             query, _, value = tensor.chunk(3)
-            out[name.replace("qkv.bias", "q_bias")], out[name.replace("qkv.bias", "v_bias")] = query, value
+            out.claim(name.replace("qkv.bias", "q_bias"), query, origin)
+            out.claim(name.replace("qkv.bias", "v_bias"), value, origin)
             continue
         for theirs, ours in words.items():
             name = name.replace(theirs, ours)
-        out[name] = tensor
+        out.claim(name, tensor, origin)
     return out
 
 
-def _davit(tensors: Tensors, prefix: str) -> Tensors:
+def _davit(tensors: Tensors, prefix: str) -> Renamed:
     """MedImageInsight's image encoder (UniCL's DaViT) to timm's davit_*_fl; its projection becomes `head.fc`, no bias.
 
     Both spellings that its loader takes: convs/blocks, and conv_embeds/main_blocks with numbered parts.
     """
     text = ("lang_encoder.", "text.", "lang_projection", "text_projection", "logit_scale")
-    out: Tensors = {}
-    for name, tensor in tensors.items():
-        if prefix and name.startswith(text):
+    out = Renamed()
+    for origin, tensor in tensors.items():
+        if prefix and origin.startswith(text):
             continue
-        if name in ("image_projection", "vision_projection"):  # (d, projected), multiplied from the right
-            out["head.fc.weight"] = tensor.T.contiguous()
+        if origin in ("image_projection", "vision_projection"):  # (d, projected), multiplied from the right
+            out.claim("head.fc.weight", tensor.T.contiguous() if tensor.ndim == 2 else tensor, origin)
             continue
-        name = re.sub(r"^(?:convs|conv_embeds)\.(\d+)\.(norm|proj)\.", _davit_patches, name.removeprefix(prefix))
+        name = re.sub(r"^(?:convs|conv_embeds)\.(\d+)\.(norm|proj)\.", _davit_patches, origin.removeprefix(prefix))
         name = re.sub(r"^(?:main_)?blocks\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2.", name)
         for pattern, ours in _DAVIT_PARTS:
             name = re.sub(pattern, ours, name)
-        out[re.sub(r"^norms\.", "head.norm.", name)] = tensor
+        out.claim(re.sub(r"^norms\.", "head.norm.", name), tensor, origin)
     return out
 
 
@@ -230,81 +240,109 @@ def _davit_patches(match: re.Match[str]) -> str:
     return f"stem.{part}." if stage == "0" else f"stages.{stage}.downsample.{part}."
 
 
-def _resnet(tensors: Tensors, prefix: str) -> Tensors:
+def _resnet(tensors: Tensors, prefix: str) -> Renamed:
     """RadImageNet's ResNet-50: torchvision's children in an nn.Sequential, the classifier cut off."""
     parts = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-    out: Tensors = {}
-    for name, tensor in tensors.items():
+
+    def rename(name: str) -> str:
         number, _, rest = name.removeprefix(prefix).partition(".")
-        out[f"{parts[number]}.{rest}" if number in parts else name] = tensor
-    return out
+        return f"{parts[number]}.{rest}" if number in parts else name
+
+    return renamed(tensors, rename)
 
 
-def _renamed(
+def _by_tables(
     tensors: Tensors, prefix: str, block: str, outer: dict[str, str], inner: dict[str, str], dropped: tuple[str, ...]
-) -> Tensors:
+) -> Renamed:
     """Names looked up whole, then without `.weight` or `.bias`; `block` finds a block's number. Unknown names stay."""
-    out: Tensors = {}
-    for name, tensor in tensors.items():
+
+    def rename(name: str) -> str | None:
         if not name.startswith(prefix):
-            out[name] = tensor
-            continue
+            return name
         inside = name.removeprefix(prefix)
         if inside in dropped:
-            continue
+            return None
         table, start, rest = outer, "", inside
         if match := re.match(block, inside):
             table, start, rest = inner, f"blocks.{match[1]}.", inside[match.end() :]
         module, _, kind = rest.rpartition(".")
         if rest in table:
-            out[start + table[rest]] = tensor
-        elif module in table and kind in ("weight", "bias"):
-            out[f"{start}{table[module]}.{kind}"] = tensor
-        else:
-            out[name] = tensor
-    return out
+            return start + table[rest]
+        if module in table and kind in ("weight", "bias"):
+            return f"{start}{table[module]}.{kind}"
+        return name
+
+    return renamed(tensors, rename)
 
 
-def _join(tensors: Tensors, parts: tuple[str, ...], whole: str, kinds: tuple[str, ...] = ("weight", "bias")) -> None:
+def _join(tensors: Renamed, parts: tuple[str, ...], whole: str, kinds: tuple[str, ...] = ("weight", "bias")) -> None:
     """In every block that has all `parts`, stack their rows as `whole`."""
     for kind in kinds:
         for first in [name for name in tensors if name.endswith(f".{parts[0]}.{kind}")]:
             start = first.removesuffix(f"{parts[0]}.{kind}")
             names = [f"{start}{part}.{kind}" for part in parts]
             if all(name in tensors for name in names):
-                tensors[f"{start}{whole}.{kind}"] = torch.cat([tensors.pop(name) for name in names])
+                origins = [tensors.origins[name] for name in names]
+                pieces = [tensors.pop(name) for name in names]
+                _check_pieces(dict(zip(origins, pieces, strict=True)))
+                tensors.claim(f"{start}{whole}.{kind}", torch.cat(pieces), origins[0])
 
 
-def _fold_class_position(tensors: Tensors) -> Tensors:
+def _fold_class_position(tensors: Renamed) -> Renamed:
     """With registers: class token + its position, and positions of the patches alone. Registers have no position."""
-    if "reg_token" in tensors and "pos_embed" in tensors and "cls_token" in tensors:
+    names = ("cls_token", "pos_embed", "reg_token")
+    if all(name in tensors for name in names):
+        _check_pieces({name: tensors[name] for name in names}, but=1)
         positions = tensors["pos_embed"]
         tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
         tensors["pos_embed"] = positions[:, 1:]
     return tensors
 
 
+def _check_pieces(pieces: Mapping[str, Tensor], but: int | None = None) -> None:
+    """Raises WeightsError naming a piece of another kind or shape than the others; along `but` any length is right."""
+    for name, tensor in pieces.items():
+        check_kind(name, tensor, whole=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in pieces.items()}
+    outlines = {name: (*shape[:but], *shape[but + 1 :]) if but else shape for name, shape in shapes.items()}
+    usual, count = Counter(outlines.values()).most_common(1)[0]
+    odd = [name for name, outline in outlines.items() if outline != usual]
+    if odd and 2 * count > len(pieces):
+        witness = next(name for name in pieces if name not in odd)
+        raise WeightsError(
+            f"tensor {odd[0]} has shape {shapes[odd[0]]}, which does not fit {witness} {shapes[witness]}"
+        )
+    if odd:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise WeightsError(f"tensors that belong together do not fit: {found}")
+
+
+def _is_zero(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(tensor.float().count_nonzero())
+
+
 def _masks_key(mask: Tensor) -> bool:
-    return not bool(mask.chunk(3)[1].count_nonzero())
+    thirds = mask.chunk(3) if mask.ndim == 1 and len(mask) % 3 == 0 else ()
+    return len(thirds) == 3 and not bool(thirds[1].count_nonzero())
 
 
 def _is_timms_rope(periods: Tensor) -> bool:
     """base^(i/n) for n periods; Meta's files hold them in bfloat16, timm and transformers compute them in float32."""
+    if periods.ndim != 1 or not periods.is_floating_point():
+        return False
     count = len(periods)
     return torch.allclose(periods.float(), ROPE_BASE ** (torch.arange(count) / count), rtol=0.01)
 
 
-# The tensor by which a form is known, after whatever prefix; the first that fits.
-_FORMS: tuple[tuple[str, Callable[[Tensors, str], Tensors]], ...] = (
-    ("embeddings.patch_embeddings.projection.weight", _vit),
-    ("embeddings.patch_embeddings.weight", _dinov3),
-    ("embeddings.patch_embedding.weight", _siglip),
-    ("storage_tokens", _dinov3_official),
-    ("register_tokens", _dinov2_official),
-    ("mask_token", _dinov2_official),
-    ("blocks.0.mlp.w12.weight", _dinov2_official),
-    ("blocks.0.0.ls1.gamma", _dinov2_official),
-    ("convs.0.proj.weight", _davit),
-    ("conv_embeds.0.proj.weight", _davit),
-    ("4.0.conv1.weight", _resnet),
+# Names by which a form is known, after whatever prefix; the first that fits. More than one of each form, so that one
+# that is missing does not make all others unknown.
+_FORMS: tuple[tuple[str, Callable[[Tensors, str], Renamed]], ...] = (
+    (r"embeddings\.patch_embeddings\.projection\.(?:weight|bias)", _vit),
+    (r"embeddings\.patch_embeddings\.(?:weight|bias)", _dinov3),
+    (r"embeddings\.patch_embedding\.(?:weight|bias)", _siglip),
+    (r"storage_tokens|rope_embed\.periods|blocks\.0\.attn\.qkv\.bias_mask", _dinov3_official),
+    (r"register_tokens|mask_token|blocks\.0\.mlp\.w(?:12|3)\.(?:weight|bias)", _dinov2_official),
+    (r"blocks\.0\.0\.ls[12]\.gamma", _dinov2_official),
+    (r"(?:convs|conv_embeds)\.0\.proj\.(?:weight|bias)", _davit),
+    (r"4\.0\.conv[13]\.weight", _resnet),
 )

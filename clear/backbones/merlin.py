@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clear.errors import InputError, WeightsError
+from clear.backbones.building import building
+from clear.backbones.renaming import renamed
+from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, counts
+from clear.errors import InputError
 
 if TYPE_CHECKING:
     from clear.card import EncoderCard
@@ -163,10 +166,8 @@ def build(card: EncoderCard) -> nn.Module:
         )
     if settings["output"] not in HEADS:
         raise InputError(f"encoder {card.name}: output is {settings['output']!r}; expected one of {', '.join(HEADS)}")
-    try:
+    with building(card, f"merlin cannot build {model}"):
         network = MerlinEncoder(**settings)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"encoder {card.name}: merlin cannot build {model} with {dict(card.settings)}") from error
     if network.dim != card.dim:
         raise InputError(f"encoder {card.name}: the card says d = {card.dim}, but {model} gives {network.dim}")
     return network.eval()
@@ -186,52 +187,43 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     }
 
 
-def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a card must say for a network that takes these tensors, read from their shapes; output is `embedding`.
+def variant(card: EncoderCard, tensors: Mapping[str, Tensor]) -> Variant:
+    """What the card must say for a network that takes these tensors; its output is the card's, else `embedding`.
 
-    Raises WeightsError when they are not Merlin's.
+    Raises AnotherFamily when they are not Merlin's, WeightsError naming the tensor that does not fit the others.
     """
     names = _official(tensors)
-    blocks = [re.fullmatch(rf"{re.escape(PREFIX)}layer(\d+)\.(\d+)\.conv1\.weight", name) for name in names]
-    found = [(int(match[1]), int(match[2])) for match in blocks if match]
-    stem, heads = names.get(f"{PREFIX}conv1.weight"), {}
-    if stem is None or stem.dim() != 5 or not found:
-        raise WeightsError(f"not Merlin's weights: expected tensors named {PREFIX}*, with kernels of three dimensions")
-    for head, setting in filter(None, HEADS.values()):
-        weight = names.get(f"{PREFIX}{head}.weight")
-        heads[setting] = SETTINGS[setting] if weight is None else len(weight)
-    layers = tuple(1 + max(j for i, j in found if i == layer) for layer in sorted({i for i, _ in found}))
-    planes = tuple(len(names[f"{PREFIX}layer{i + 1}.0.conv1.weight"]) for i in range(len(layers)))
-    settings = {**SETTINGS, "layers": layers, "planes": planes, "stem": len(stem), **heads}
-    return {
-        "architecture": "merlin:i3_resnet152",
-        "dim": EXPANSION * planes[-1],
-        "settings": {name: value for name, value in settings.items() if value != SETTINGS[name] or name == "output"},
-    }
-
-
-def inflate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision ResNet's tensors (2D) under Merlin's names, as the image encoder starts its training (Carreira and
-    Zisserman, CVPR 2017, but with the kernel in the middle step instead of spread over all three).
-
-    k x k kernels become 3 x k x k, zero before and after; 1 x 1 ones 1 x 1 x 1; normalisation stays. The classifier of
-    photographs (`fc.*`) has no place and is left out, and heads are not made up.
-    """
-    out = {}
-    for name, tensor in tensors.items():
-        if name.startswith("fc."):
-            continue
-        if tensor.dim() == 4:
-            depth = 1 if tensor.shape[-1] == 1 else 3
-            kernel = tensor.new_zeros(*tensor.shape[:2], depth, *tensor.shape[2:])
-            kernel[:, :, depth // 2] = tensor
-            tensor = kernel
-        out[PREFIX + name] = tensor
-    return out
+    layers = counts([name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)], r"layer(\d+)\.(\d+)\.")
+    kernels = [tensor.ndim for name, tensor in names.items() if name.startswith(PREFIX) and "conv" in name]
+    if not layers or 2 * kernels.count(5) <= len(kernels):
+        raise AnotherFamily(f"not Merlin's weights: expected tensors named {PREFIX}*, with kernels of three dimensions")
+    sizes = Sizes(names)
+    norm = ("weight", "bias", "running_mean")
+    stem = sizes.agreed("its stem", At(f"{PREFIX}conv1.weight", 0), *(At(f"{PREFIX}bn1.{name}", 0) for name in norm))
+    planes = []
+    for i in range(len(layers)):
+        block = f"{PREFIX}layer{i + 1}.0."
+        norms = [At(f"{block}bn1.{name}", 0) for name in norm]
+        planes.append(sizes.agreed(f"the planes of layer {i + 1}", At(f"{block}conv1.weight", 0), *norms))
+    told: dict[str, Any] = {"layers": layers, "planes": tuple(planes), "stem": stem}
+    widths = {"embedding": EXPANSION * planes[-1]}
+    settings = {**SETTINGS, **told}
+    chosen = card.settings.get("output", SETTINGS["output"])
+    for output, (head, setting) in ((output, head) for output, head in HEADS.items() if head):
+        kinds = [At(f"{PREFIX}{head}.{kind}", 0) for kind in ("weight", "bias")]
+        if output == chosen:
+            told[setting] = settings[setting] = widths[output] = sizes.agreed("the output", *kinds)
+        elif (weight := names.get(kinds[0].name)) is not None and weight.ndim:
+            settings[setting] = len(weight)
+    return Variant(
+        "merlin:i3_resnet152",
+        widths.get(chosen, widths["embedding"]),
+        {name: value for name, value in settings.items() if value != SETTINGS[name] or name == "output"},
+        told,
+    )
 
 
 def _official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same under their official names."""
-    if "conv1.weight" in tensors:
-        tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    return dict(tensors)
+    """The same under their official names, where the image encoder stands alone."""
+    alone = re.compile(r"(conv1|bn1|layer\d+|contrastive_head|classifier)\.")
+    return renamed(tensors, lambda name: PREFIX + name if alone.match(name) else name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -18,7 +19,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clear.backbones.building import building, check_run
 from clear.backbones.positions import resize_positions
+from clear.backbones.renaming import renamed
+from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, any_named, counts
 from clear.backbones.vit_attention import last_attention, patch_map
 from clear.errors import InputError, WeightsError
 
@@ -95,12 +99,10 @@ def build(card: EncoderCard) -> nn.Module:
         )
     if not timm.is_model(model):
         raise InputError(f"encoder {card.name}: timm {timm.__version__} has no model {model!r}; see timm.list_models()")
-    try:
+    with building(card, f"timm cannot build {model}"):
         trunk = timm.create_model(
             model, pretrained=False, num_classes=0, in_chans=card.channels, img_size=card.input_size, **settings
         )
-    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"encoder {card.name}: timm cannot build {model} with {settings} ({error})") from error
     if not isinstance(trunk, VisionTransformer) or not trunk.has_class_token or trunk.global_pool != "token":
         raise InputError(f"encoder {card.name}: {model} is no ViT with a class token, which this family needs")
     if card.input_size % trunk.patch_embed.patch_size[0]:
@@ -111,6 +113,7 @@ def build(card: EncoderCard) -> nn.Module:
     width = trunk.num_features if output == "trunk" else projection
     if width != card.dim:
         raise InputError(f"encoder {card.name}: the card says d = {card.dim}, but the {output} of {model} has {width}")
+    check_run(card, trunk, (1, card.channels, card.input_size, card.input_size))
     return OpenClipEncoder(trunk, None if output == "trunk" else projection, normalise).eval()
 
 
@@ -121,10 +124,14 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     open_clip does it (`TimmModel.set_input_size`): bicubic with antialiasing, the class token's untouched.
     """
     left_out = (*_NOT_THE_IMAGE_TOWER, *card.ignored)
-    out = {name.removeprefix("visual."): tensor for name, tensor in tensors.items() if not name.startswith(left_out)}
     tower: Any = network
-    if tower.head is None:
-        out = {name: tensor for name, tensor in out.items() if not name.startswith("head.")}
+
+    def rename(name: str) -> str | None:
+        own = name.removeprefix("visual.")
+        needless = name.startswith(left_out) or (tower.head is None and own.startswith("head."))
+        return None if needless else own
+
+    out = renamed(tensors, rename)
     key = "trunk.pos_embed"
     if key in out and _is_square(out[key], tower.prefix_tokens) and out[key].shape != tower.trunk.pos_embed.shape:
         # open_clip leaves it to timm: bicubic to the exact size, antialiased, as DINOv2 with registers does
@@ -132,36 +139,51 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     return out
 
 
-def variant(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Which ViT an open_clip checkpoint's image tower is: architecture, dim and settings for its card.
+def variant(card: EncoderCard, tensors: Mapping[str, Tensor]) -> Variant:
+    """Which ViT an open_clip checkpoint's image tower is.
 
-    A file with the trunk alone gives the class token (`output` "trunk"). Raises WeightsError when it holds no such
-    tower, or one of a width that no standard ViT has.
+    A file with the trunk alone gives the class token (`output` "trunk"). Raises AnotherFamily when it holds no such
+    tower, WeightsError for one of a width that no standard ViT has, unless the card states its heads, and naming a
+    tensor that does not fit the others.
     """
-    own = {name.removeprefix("visual."): tensor for name, tensor in tensors.items()}
-    try:
-        patches = own["trunk.patch_embed.proj.weight"]
-        own["trunk.cls_token"], own["trunk.pos_embed"], own["trunk.blocks.0.attn.qkv.weight"]
-    except KeyError as error:
-        raise WeightsError(
-            f"not an open_clip image tower with a timm ViT: no tensor visual.{error.args[0]}; expected names like "
-            "visual.trunk.blocks.0.attn.qkv.weight and visual.head.proj.weight"
-        ) from None
-    width, patch = patches.shape[0], patches.shape[-1]
-    depth = 1 + max(int(name.split(".")[2]) for name in own if name.startswith("trunk.blocks."))
+    own = renamed(tensors, lambda name: None if name.startswith(_NOT_THE_IMAGE_TOWER) else name.removeprefix("visual."))
+    if not any_named(own, r"trunk\.blocks\.\d+\.attn\.qkv\."):
+        raise AnotherFamily(
+            "not an open_clip image tower with a timm ViT; expected names like visual.trunk.blocks.0.attn.qkv.weight "
+            "and visual.head.proj.weight"
+        )
+    sizes = Sizes(own)
+    name = "trunk.patch_embed.proj.weight"
+    width = sizes.agreed(
+        "the width",
+        At(name, 0),
+        At("trunk.cls_token", 2),
+        At("trunk.pos_embed", 2),
+        At("trunk.blocks.0.norm1.weight", 0),
+        At("trunk.blocks.0.attn.qkv.weight", 1),
+    )
+    patch = sizes.agreed("the patch size", At(name, 2), At(name, 3))
+    depth = counts(own, r"trunk\.(blocks)\.(\d+)\.")[0]
+    told: dict[str, Any] = {"embed_dim": width, "patch_size": patch, "depth": depth}
     model = f"vit_{_WIDTHS.get(width)}_patch{patch}_224"
-    if width not in _WIDTHS or not timm.is_model(model):
-        raise WeightsError(f"an open_clip image tower of width {width} with patches of {patch}: no ViT that timm knows")
     settings: dict[str, Any] = {} if depth == (24 if width == 1024 else 12) else {"depth": depth}
-    head = own.get("head.proj.weight")
-    if head is None:
-        return {"architecture": f"open_clip:{model}", "dim": width, "settings": {**settings, "output": "trunk"}}
-    dim = head.shape[0]
-    return {
-        "architecture": f"open_clip:{model}",
-        "dim": dim,
-        "settings": settings if dim == PROJECTION else {**settings, "projection": dim},
-    }
+    if width not in _WIDTHS or not timm.is_model(model):
+        if "num_heads" not in card.settings:
+            raise WeightsError(
+                f"an open_clip image tower of width {width} with patches of {patch}: no ViT that timm knows; state "
+                "num_heads in the card's settings"
+            )
+        model, settings = "vit_base_patch16_224", dict(told)
+    has_head = "projection" in card.settings or any_named(own, r"head\.")
+    output = card.settings.get("output", OUTPUTS[0] if has_head else "trunk")
+    if output == "trunk":
+        return Variant(f"open_clip:{model}", width, {**settings, "output": "trunk"}, told)
+    sizes.agreed("the width", At("head.proj.weight", 1), At("trunk.cls_token", 2), At("trunk.norm.weight", 0))
+    dim = sizes.shape("head.proj.weight", 2)[0]
+    if dim != PROJECTION:
+        settings = {**settings, "projection": dim}
+    told["projection"] = dim
+    return Variant(f"open_clip:{model}", dim, settings, told, {"projection": "head.proj.weight"})
 
 
 def _is_square(positions: Tensor, prefix_tokens: int) -> bool:

@@ -44,7 +44,8 @@ def resize_positions(positions: Tensor, grid_size: tuple[int, int], rule: str) -
     prefix = count - native * native
     if native == 0 or prefix > 1:
         raise WeightsError(
-            f"position embeddings for {count} tokens are of no square grid, with a class token or without"
+            f"tensor pos_embed: position embeddings for {count} tokens are of no square grid, with a class token or "
+            "without"
         )
     rows, columns = grid_size
     if rows == columns == native:

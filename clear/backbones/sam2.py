@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ from timm.models.hieradet_sam2 import HieraDet
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clear.backbones.building import building, check_run
+from clear.backbones.renaming import renamed
 from clear.backbones.residual import keep_float32
+from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, any_named, counts
 from clear.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -130,7 +134,7 @@ def build(card: EncoderCard) -> nn.Module:
         )
     if values["d_model"] != card.dim:
         raise InputError(f"encoder {card.name}: the card says d = {card.dim}, but sam2:{size} has {values['d_model']}")
-    try:
+    with building(card, "cannot build SAM 2"):
         if values["embed_dim"] % values["num_heads"]:
             raise ValueError("the heads do not divide the width")
         trunk = HieraDet(
@@ -144,15 +148,17 @@ def build(card: EncoderCard) -> nn.Module:
             global_pos_size=tuple(values["window_pos_embed_bkg_spatial_size"]),
         )
         neck = Neck([stage["num_chs"] for stage in trunk.feature_info], values["d_model"])
-    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise InputError(f"encoder {card.name}: cannot build SAM 2 with {dict(card.settings)} ({error})") from error
-    multiple = STRIDE * math.lcm(trunk.window_spec[0], 2 ** (len(trunk.stage_ends) - 1))
+        if min(*trunk.window_spec, *values["window_pos_embed_bkg_spatial_size"]) < 1:
+            raise ValueError("its windows have no tokens")
+        multiple = STRIDE * math.lcm(trunk.window_spec[0], 2 ** (len(trunk.stage_ends) - 1))
     if card.input_size % multiple:
         raise InputError(
             f"encoder {card.name}: SAM 2 needs an input_size that is a multiple of {multiple} pixels "
             f"(windows of {trunk.window_spec[0]} tokens of {STRIDE} pixels); found {card.input_size}"
         )
-    return Sam2Encoder(trunk, neck).eval()
+    encoder = Sam2Encoder(trunk, neck).eval()
+    check_run(card, encoder.trunk, (1, card.channels, card.input_size, card.input_size))
+    return encoder
 
 
 def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -163,43 +169,55 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     return _image_encoder({name: tensor for name, tensor in tensors.items() if not name.startswith(card.ignored)})
 
 
-def variant(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Which size a checkpoint is, from its width and blocks: architecture, dim and settings for its card.
+def variant(card: EncoderCard, tensors: Mapping[str, Tensor]) -> Variant:
+    """Which size a checkpoint is, from its width and blocks.
 
-    Raises WeightsError when there is no SAM 2 image encoder in it, or one of unknown size, whose heads, windows and
-    global blocks no tensor tells.
+    Raises AnotherFamily when there is no SAM 2 image encoder in it, WeightsError for one of unknown size, whose heads,
+    windows and global blocks no tensor tells, unless the card does, and naming a tensor that does not fit the others.
     """
     own = _image_encoder(tensors)
-    try:
-        width = own["trunk.patch_embed.proj.weight"].shape[0]
-        dim = own["neck.convs.0.conv.weight"].shape[0]
-    except KeyError as error:
-        raise WeightsError(
-            f"not a SAM 2 image encoder: no tensor {error.args[0]}; expected the names image_encoder.trunk.* and "
-            "image_encoder.neck.* of facebookresearch/sam2"
-        ) from None
-    blocks = {int(name.split(".")[2]) for name in own if name.startswith("trunk.blocks.")}
-    starts = [block for block in sorted(blocks) if f"trunk.blocks.{block}.proj.weight" in own]
-    edges = [0, *starts, max(blocks, default=-1) + 1]
-    stages = tuple(end - start for start, end in pairwise(edges))
+    if not any_named(own, r"trunk\.blocks\.\d+\.") or not any_named(own, r"neck\.convs\.\d+\.conv\."):
+        raise AnotherFamily(
+            "not a SAM 2 image encoder; expected the names image_encoder.trunk.* and image_encoder.neck.* of "
+            "facebookresearch/sam2"
+        )
+    sizes = Sizes(own)
+    width = sizes.agreed(
+        "the width",
+        At("trunk.patch_embed.proj.weight", 0),
+        At("trunk.patch_embed.proj.bias", 0),
+        At("trunk.blocks.0.norm1.weight", 0),
+        At("trunk.pos_embed", 1),
+    )
+    necks = [f"neck.convs.{level}.conv." for level in range(counts(own, r"neck\.(convs)\.(\d+)\.")[0])]
+    dim = sizes.agreed(
+        "the width of the neck", *(At(f"{neck}{kind}", 0) for neck in necks for kind in ("weight", "bias"))
+    )
+    blocks = {int(match[1]) for name in own if (match := re.match(r"trunk\.blocks\.(\d{1,4})\.", name))}
+    starts = [block for block in sorted(blocks) if any_named(own, rf"trunk\.blocks\.{block}\.proj\.")]
+    stages = tuple(end - start for start, end in pairwise([0, *starts, len(blocks)]))
+    told = {"embed_dim": width, "stages": stages, "d_model": dim}
     for size, values in SIZES.items():
         if (values["embed_dim"], values["stages"]) == (width, stages):
-            settings = {} if dim == values["d_model"] else {"d_model": dim}
-            return {"architecture": f"sam2:{size}", "dim": dim, "settings": settings}
+            return Variant(f"sam2:{size}", dim, {} if dim == values["d_model"] else {"d_model": dim}, told)
+    if all(name in card.settings for name in ("num_heads", "global_att_blocks", "window_spec")):
+        return Variant("sam2:tiny", dim, told, told)
     raise WeightsError(
         f"a SAM 2 image encoder of width {width} with {stages} blocks a stage; known are "
         + ", ".join(f"{size} ({values['embed_dim']}, {values['stages']})" for size, values in SIZES.items())
+        + ", for another state num_heads, global_att_blocks and window_spec in the card's settings"
     )
 
 
-def _image_encoder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _image_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The image encoder's tensors under the network's names; what lies outside it is left out."""
-    out: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+
+    def rename(name: str) -> str | None:
         own = name.removeprefix("image_encoder.").removeprefix("vision_encoder.")
         if own == name and not name.startswith(("trunk.", "neck.")):
-            continue
+            return None
         for pattern, replacement in _RENAMED:
             own = re.sub(pattern, replacement, own)
-        out[name if own in out else own] = tensor  # a second tensor for one place stays in sight as surplus
-    return out
+        return own
+
+    return renamed(tensors, rename)

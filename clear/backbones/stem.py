@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from clear.checkpoints import check_kind
 from clear.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -32,13 +33,17 @@ def fold_stem(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module)
     names = [
         name
         for name, tensor in tensors.items()
-        if name in own and tensor.ndim == 4 and tensor.shape[1] == 3 and own[name].shape[1] == 1
+        if name in own
+        and tensor.ndim == own[name].ndim == 4
+        and (tensor.shape[1], own[name].shape[1]) == (3, 1)
+        and (len(tensor), *tensor.shape[2:]) == (len(own[name]), *own[name].shape[2:])  # else the strict load names it
     ]
     for name in names:
         stem = network.get_submodule(name.removesuffix(".weight"))
         mean, std = (torch.tensor(v, dtype=torch.float64) for v in (card.stem_mean, card.stem_std))
         own_mean, own_std = card.mean[0], card.std[0]
         shift = ((own_mean - mean) / std)[None, :, None, None]
+        check_kind(name, tensors[name], whole=False)
         weight = tensors[name].double()
         constant = (weight * shift).sum(dim=(1, 2, 3))
         if type(stem) is not nn.Conv2d:  # a subclass may do more to its weights than multiply by them
@@ -50,9 +55,10 @@ def fold_stem(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module)
                 f"channels have different means ({card.stem_mean}); use a card with 3 channels"
             )
         bias = name.removesuffix("weight") + "bias"
-        if bias not in tensors and bool((constant.abs() > 1e-12).any()):
+        if bias not in tensors and bias not in own and bool((constant.abs() > 1e-12).any()):
             raise WeightsError(f"encoder {card.name}: its stem {name} has no bias to take up the colour means")
         tensors[name] = (weight * (own_std / std)[None, :, None, None]).sum(dim=1, keepdim=True).float()
-        if bias in tensors:
+        if bias in tensors and tensors[bias].shape == constant.shape:
+            check_kind(bias, tensors[bias], whole=False)
             tensors[bias] = (tensors[bias].double() + constant).float()
     return tensors

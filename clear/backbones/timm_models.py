@@ -6,7 +6,6 @@ timm's own `num_classes=0` is not always the embedding: MambaOut's head keeps an
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,17 +14,26 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from clear.backbones.building import LIBRARY_ERRORS, building, check_run
 from clear.backbones.huggingface import to_timm, without_zero_biases
 from clear.backbones.positions import resize_positions
+from clear.backbones.renaming import renamed
 from clear.backbones.residual import keep_float32
 from clear.backbones.stem import fold_stem
+from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, any_named, counts, ratio
 from clear.backbones.vit_attention import last_attention, patch_map
+from clear.checkpoints import check_kind
 from clear.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
     from clear.card import EncoderCard
 
 _HEAD_WIDTH, _MOCO_HEADS = 64, 12  # see `variant`
+_RUN = ("VisionTransformer", "Eva", "MambaOut", "ResNet")  # known to run without values, see `check_run`
+
+# Models whose settings say all that tells them from one another: any of them can stand for the others
+_PLAIN_VIT = re.compile(r"timm:vit_(tiny|small|base|large)_patch\d+_(224|384|(reg\d+_)?dinov2)")
+_PLAIN_MAMBAOUT = re.compile(r"timm:mambaout_(femto|kobe|tiny|small|base)")
 
 
 class TimmEncoder(nn.Module):
@@ -104,17 +112,29 @@ def build(card: EncoderCard) -> nn.Module:
     _, _, model = card.architecture.partition(":")
     if not timm.is_model(model):
         raise InputError(f"encoder {card.name}: timm {timm.__version__} has no model {model!r}; see timm.list_models()")
-    try:
+    with building(card, f"timm cannot build {model}"):
         network = timm.create_model(model, pretrained=False, in_chans=card.channels, **dict(card.settings))
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        raise InputError(f"encoder {card.name}: timm cannot build {model} with {dict(card.settings)}") from error
-    _check_pooling(card, network)
-    encoder = TimmEncoder(network, card.pooling).eval()
-    width = int(network.head_hidden_size if card.pooling == "native" else network.num_features)
+        _check_pooling(card, network)
+        _check_input(card, network)
+        encoder = TimmEncoder(network, card.pooling).eval()
+        width = int(network.head_hidden_size if card.pooling == "native" else network.num_features)
     width *= 2 if card.pooling == "class_patch_mean" else 1
     if width != card.dim:
         raise InputError(f"encoder {card.name}: the card says d = {card.dim}, but {model} has {width}")
+    if type(network).__name__ in _RUN:
+        check_run(card, encoder, (1, card.channels, card.input_size, card.input_size))
     return encoder
+
+
+def _check_input(card: EncoderCard, network: Any) -> None:
+    """Raises InputError where the network takes one size of input only, and the card prepares another."""
+    patches = getattr(network, "patch_embed", None)
+    wanted = getattr(patches, "img_size", None)
+    if wanted and getattr(patches, "strict_img_size", False) and tuple(wanted) != (card.input_size, card.input_size):
+        raise InputError(
+            f"encoder {card.name}: its network takes {' x '.join(map(str, wanted))} pixels, but the card's input_size "
+            f'is {card.input_size}; expected settings with "img_size": {card.input_size}'
+        )
 
 
 def _check_pooling(card: EncoderCard, network: Any) -> None:
@@ -145,7 +165,7 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     out = {f"network.{name}": tensor for name, tensor in named.items() if not name.startswith(card.ignored)}
     own = network.state_dict()
     key = "network.pos_embed"
-    if card.positions != "native" and key in out and key in own and out[key].shape != own[key].shape:
+    if card.positions != "native" and key in out and key in own and _on_another_grid(out[key], own[key]):
         patches: Any = network.get_submodule("network.patch_embed")
         out[key] = resize_positions(out[key], patches.grid_size, card.positions)
     if card.stem_mean:
@@ -153,61 +173,101 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     return without_zero_biases(out, network)
 
 
-def variant(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a card must say for a network that takes these tensors, read off their names and shapes.
+def _on_another_grid(positions: Tensor, own: Tensor) -> bool:
+    """Whether positions are the network's but for their number; others stay as they are, for the strict load."""
+    return positions.ndim == 3 and positions.shape[::2] == own.shape[::2] and positions.shape[1] != own.shape[1]
+
+
+def variant(card: EncoderCard, tensors: Mapping[str, Tensor]) -> Variant:
+    """What the card must say for a network that takes these tensors, read off their names and shapes.
 
     MambaOut: depths and dims. ViT: width, depth, patch size, registers, layer scale and grid. Heads are in no tensor:
-    they are taken as 64 wide, as in most published ViTs, and as 12 in MoCo v3's, known by its fixed sine positions
-    whose first row is 0 (facebookresearch/moco-v3, vits.py). Raises WeightsError when the tensors are of neither.
+    unless the card states them they are taken as 64 wide, as in most published ViTs, and as 12 in MoCo v3's, known by
+    its fixed sine positions whose first row is 0 (facebookresearch/moco-v3, vits.py). Raises AnotherFamily when the
+    tensors are of neither, WeightsError naming the tensor that is missing or does not fit the others.
     """
-    named = _official_mambaout(to_timm(dict(tensors)))
-    if "stem.conv1.weight" in named:
-        depths = _counts(named, r"stages\.(\d+)\.blocks\.(\d+)\.")
-        dims = tuple(len(named[f"stages.{stage}.blocks.0.norm.weight"]) for stage in range(len(depths)))
-        settings: dict[str, Any] = {"depths": depths, "dims": dims}
-        return {
-            "architecture": "timm:mambaout_tiny",
-            "dim": dims[-1],
-            "settings": settings,
-            "pooling": "mean_norm",
-            "ignored": ("head.pre_logits.", "head.fc."),
-        }
-    needed = ("patch_embed.proj.weight", "cls_token", "pos_embed", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
-    if all(name in named for name in needed):
-        width, _, patch, _ = named["patch_embed.proj.weight"].shape
-        hidden = len(named["blocks.0.mlp.fc1.weight"])
-        if named["blocks.0.mlp.fc2.weight"].shape[1] != hidden:
-            raise WeightsError("a ViT with gated layers, whose settings cannot be read off its tensors; use --arch")
-        has_registers = "reg_token" in named
-        fixed_positions = not has_registers and not bool(named["pos_embed"][:, 0].count_nonzero())
-        settings = {
-            "img_size": math.isqrt(named["pos_embed"].shape[1]) * patch,
-            "patch_size": patch,
-            "embed_dim": width,
-            "depth": _counts(named, r"(blocks)\.(\d+)\.")[0],
-            "num_heads": _MOCO_HEADS if fixed_positions else max(1, width // _HEAD_WIDTH),
-            "mlp_ratio": hidden / width,
-            "init_values": 1.0 if "blocks.0.ls1.gamma" in named else None,
-            "reg_tokens": named["reg_token"].shape[1] if has_registers else 0,
-            "no_embed_class": has_registers,
-        }
-        return {
-            "architecture": "timm:vit_small_patch16_224",
-            "dim": width,
-            "settings": settings,
-            "pooling": "class_token",
-            "positions": "dinov2_registers" if has_registers else "dinov2",
-            "ignored": ("head.",),
-        }
+    named = _official_mambaout(to_timm(tensors))
+    if any_named(named, r"stem\.(conv|norm)[12]\.") and any_named(named, r"stages\.\d+\.blocks\.\d+\.(fc[12]|conv)\."):
+        return _mambaout_variant(card, named)
+    plain = any_named(named, r"blocks\.\d+\.attn\.qkv\.") and any_named(named, r"patch_embed\.proj\.(weight|bias)$")
+    others = r"blocks\.\d+\.(gamma_|attn\.[qkv]_bias|attn\.rel)|attn_pool\.|norm_pre\.|rel_pos"
+    if plain and not any_named(named, others):
+        return _vit_variant(card, named)
     begin = ", ".join(list(named)[:3])
-    raise WeightsError(f"not the tensors of a MambaOut or a ViT, whose size can be read off them; they begin {begin}")
+    raise AnotherFamily(f"not the tensors of a MambaOut or a ViT, whose size can be read off them; they begin {begin}")
 
 
-def _counts(names: Mapping[str, Any], pattern: str) -> tuple[int, ...]:
-    """How many numbers stand in the second group of the pattern, for each first group in order."""
-    pairs = {(match[1], match[2]) for name in names if (match := re.match(pattern, name))}
-    groups = sorted({group for group, _ in pairs}, key=lambda group: (len(group), group))
-    return tuple(sum(first == group for first, _ in pairs) for group in groups)
+def _mambaout_variant(card: EncoderCard, named: Mapping[str, Tensor]) -> Variant:
+    sizes = Sizes(named)
+    depths = counts(named, r"stages\.(\d+)\.blocks\.(\d+)\.")
+    dims = []
+    for stage in range(len(depths)):
+        block = f"stages.{stage}.blocks.0."
+        places = [At(f"{block}{name}", 0) for name in ("norm.weight", "norm.bias", "fc2.weight", "fc2.bias")]
+        dims.append(sizes.agreed(f"the width of stage {stage}", *places, At(f"{block}fc1.weight", 1)))
+    told = {"depths": depths, "dims": tuple(dims)}
+    stands_for = _PLAIN_MAMBAOUT.fullmatch(card.architecture) or not card.architecture.startswith("timm:mambaout")
+    native = card.pooling == "native"  # timm's own embedding: its head's hidden layer, four times as wide
+    return Variant(
+        architecture="timm:mambaout_tiny" if stands_for else card.architecture,
+        dim=dims[-1] * (4 if native else 1),
+        settings=told,
+        told=told,
+        ignored=("head.fc.",) if native else ("head.pre_logits.", "head.fc."),
+    )
+
+
+def _vit_variant(card: EncoderCard, named: Mapping[str, Tensor]) -> Variant:
+    sizes = Sizes(named)
+    first = "blocks.0."
+    width = sizes.agreed(
+        "the width",
+        At("patch_embed.proj.weight", 0),
+        At("cls_token", 2),
+        At("pos_embed", 2),
+        At(f"{first}norm1.weight", 0),
+        At(f"{first}mlp.fc1.weight", 1),
+        At(f"{first}mlp.fc2.weight", 0),
+        *([At("reg_token", 2)] if "reg_token" in named else []),
+    )
+    patch = sizes.agreed("the patch size", At("patch_embed.proj.weight", 2), At("patch_embed.proj.weight", 3))
+    layers = [At(f"{first}mlp.{name}", int("fc2" in name)) for name in ("fc1.weight", "fc1.bias", "fc2.weight")]
+    if _is_gated(*(named.get(place.name) for place in layers)):
+        raise WeightsError("a ViT with gated layers, whose settings cannot be read off its tensors; use --arch")
+    hidden = sizes.agreed("the width of layers", *layers)
+    registers = sizes.shape("reg_token", 3)[1] if "reg_token" in named else 0
+    if not registers and (match := re.search(r"_reg(\d+)_", card.architecture)):
+        raise WeightsError(f"tensor reg_token is missing; the card's {card.architecture} has {match[1]} registers")
+    sizes.shape("pos_embed", 3)
+    check_kind("pos_embed", named["pos_embed"], whole=False)
+    fixed_positions = not registers and not bool(named["pos_embed"][:, 0].count_nonzero())
+    has_scale = any_named(named, r"blocks\.\d+\.ls[12]\.gamma")
+    told = {
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": counts(named, r"(blocks)\.(\d+)\.")[0],
+        "mlp_ratio": ratio(hidden, width),
+        "reg_tokens": registers,
+        "init_values": 1.0 if has_scale else None,
+    }
+    settings = {
+        **told,
+        "img_size": card.input_size,
+        "num_heads": _MOCO_HEADS if fixed_positions else max(1, width // _HEAD_WIDTH),
+        "no_embed_class": registers > 0,
+    }
+    if has_scale and card.settings.get("init_values"):
+        del told["init_values"]  # what layer scales began with: any number, once they are loaded
+    stands_for = _PLAIN_VIT.fullmatch(card.architecture) or not card.architecture.startswith("timm:vit_")
+    return Variant(
+        architecture="timm:vit_small_patch16_224" if stands_for else card.architecture,
+        dim=width * (2 if card.pooling == "class_patch_mean" else 1),
+        settings=settings,
+        told=told,
+        witnesses={"reg_tokens": "reg_token"} if registers else {},
+        positions="dinov2_registers" if registers else "dinov2",
+        ignored=("head.",),
+    )
 
 
 def card_of(model: str) -> EncoderCard:
@@ -225,16 +285,24 @@ def card_of(model: str) -> EncoderCard:
         raise InputError(f"--model timm:{model}: timm knows no weights of that name on the hub; see its model list")
     data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
     base, _, _ = model.partition(".")
-    with torch.device("meta"):
-        network = timm.create_model(model, pretrained=False)
-    pooling = "mean_norm" if type(network).__name__ == "MambaOut" else "native"
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(model, pretrained=False)
+            pooling = "mean_norm" if type(network).__name__ == "MambaOut" else "native"
+            dim = int(network.num_features if pooling == "mean_norm" else network.head_hidden_size)
+            TimmEncoder(network, pooling)
+    except LIBRARY_ERRORS as error:
+        raise InputError(
+            f"--model timm:{model}: not a network that gives one embedding of an image by itself "
+            f"({type(error).__name__}: {error}); choose another of timm.list_models()"
+        ) from error
     classifier = config.classifier if isinstance(config.classifier, tuple | list) else (config.classifier,)
     side = int(data["input_size"][-1])
     fixed = _has_tokens(network) and getattr(network, "pos_embed", None) is not None
     return EncoderCard(
         name=f"timm:{model}",
         architecture=f"timm:{base}",
-        dim=int(network.num_features if pooling == "mean_norm" else network.head_hidden_size),
+        dim=dim,
         source=WeightSource("hub", str(config.hf_hub_id), "model.safetensors"),
         trained_on=f"trained as timm states for {model}",
         settings={"img_size": side} if fixed else {},
@@ -250,17 +318,25 @@ def card_of(model: str) -> EncoderCard:
     )
 
 
+def _is_gated(fc1: Tensor | None, bias: Tensor | None, fc2: Tensor | None) -> bool:
+    """Whether a block's first layer gives values and gates, twice what its second takes."""
+    if fc1 is None or bias is None or fc2 is None or fc2.ndim != 2:
+        return False
+    return tuple(fc1.shape[:1]) == tuple(bias.shape) == (2 * fc2.shape[1],)
+
+
 def _official_mambaout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """yuweihao/MambaOut's names to timm's; whatever is not of a MambaOut stays as it is."""
-    if "downsample_layers.0.conv1.weight" not in tensors:
+    if not any_named(tensors, r"downsample_layers\.(0\.(conv|norm)[12]|\d+\.(conv|norm))\."):
         return tensors
-    out = {}
-    for name, tensor in tensors.items():
+
+    def rename(name: str) -> str:
         name = re.sub(r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2.", name)
         name = re.sub(r"^downsample_layers\.0\.", "stem.", name)
         name = re.sub(r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample.", name)
         name = re.sub(r"^head\.fc1\.", "head.pre_logits.fc.", name)
         name = re.sub(r"^head\.norm\.", "head.pre_logits.norm.", name)
         name = re.sub(r"^head\.fc2\.", "head.fc.", name)
-        out[re.sub(r"^norm\.", "head.norm.", name)] = tensor
-    return out
+        return re.sub(r"^norm\.", "head.norm.", name)
+
+    return renamed(tensors, rename)

@@ -9,6 +9,7 @@ table of MoCo v3, stored in every checkpoint. Tensor names are MoCo v3's own.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from clear.backbones.building import building, check_run
+from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, any_named, counts, ratio
 from clear.backbones.vit_attention import last_attention, patch_map
 from clear.errors import InputError, WeightsError
 
@@ -146,11 +149,10 @@ def build(card: EncoderCard) -> nn.Module:
             f"encoder {card.name}: expected a width that is a multiple of 8 and an input_size that is one of {PATCH}; "
             f"found {width} and {card.input_size}"
         )
-    try:
-        network: nn.Module = ConvViT(img_size=card.input_size, in_chans=card.channels, **values)
-    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"encoder {card.name}: cannot build vit_conv with {dict(card.settings)} ({error})") from error
-    return network.eval()
+    with building(card, "cannot build vit_conv"):
+        network = ConvViT(img_size=card.input_size, in_chans=card.channels, **values)
+    check_run(card, network.blocks, (1, 2, width))
+    return network.eval()  # type: ignore[no-any-return]  # timm has no types
 
 
 def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -166,27 +168,39 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     return out
 
 
-def variant(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Which size a checkpoint is: architecture, dim and settings for its card.
+def variant(card: EncoderCard, tensors: Mapping[str, Tensor]) -> Variant:
+    """Which size a checkpoint is.
 
-    Raises WeightsError when it has no convolutional stem, or a width whose number of heads is not known.
+    Raises AnotherFamily when it has no convolutional stem, WeightsError for a width whose number of heads neither its
+    tensors nor the card tell, and naming a tensor that does not fit the others.
     """
-    try:
-        width = tensors["patch_embed.proj.12.weight"].shape[0]
-        tensors["cls_token"], tensors["pos_embed"]
-    except KeyError as error:
-        raise WeightsError(
-            f"not a ViT with MoCo v3's convolutional stem: no tensor {error.args[0]}; expected names like "
-            "patch_embed.proj.0.weight and blocks.0.attn.qkv.weight"
-        ) from None
-    depth = 1 + max((int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")), default=-1)
+    if not any_named(tensors, r"patch_embed\.proj\.\d+\.") or not any_named(tensors, r"blocks\.\d+\."):
+        raise AnotherFamily(
+            "not a ViT with MoCo v3's convolutional stem; expected names like patch_embed.proj.0.weight and "
+            "blocks.0.attn.qkv.weight"
+        )
+    sizes = Sizes(tensors)
+    layers = [f"blocks.0.mlp.{name}" for name in ("fc1.weight", "fc1.bias", "fc2.weight")]
+    width = sizes.agreed(
+        "the width",
+        At("patch_embed.proj.12.weight", 0),
+        At("patch_embed.proj.12.bias", 0),
+        At("cls_token", 2),
+        At("pos_embed", 2),
+        At(layers[0], 1),
+    )
+    hidden = sizes.agreed("the width of layers", *(At(name, int("fc2" in name)) for name in layers))
+    told = {"embed_dim": width, "depth": counts(tensors, r"(blocks)\.(\d+)\.")[0], "mlp_ratio": ratio(hidden, width)}
     for size, values in SIZES.items():
         if values["embed_dim"] == width:
-            settings = {} if depth == values["depth"] else {"depth": depth}
-            return {"architecture": f"vit_conv:{size}", "dim": width, "settings": settings}
+            settings = {name: value for name, value in told.items() if value != values[name]}
+            return Variant(f"vit_conv:{size}", width, settings, told)
+    if "num_heads" in card.settings:
+        return Variant("vit_conv:base", width, told, told)
     raise WeightsError(
         f"a ViT with convolutional stem of width {width}, whose number of heads no tensor tells; known are "
         + ", ".join(f"{size} ({values['embed_dim']})" for size, values in SIZES.items())
+        + ", for another state num_heads in the card's settings"
     )
 
 

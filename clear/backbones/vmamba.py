@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clear.backbones.building import building
+from clear.backbones.renaming import renamed
 from clear.backbones.selective_scan import DIRECTIONS, scan_image
+from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, any_named, counts, ratio
 from clear.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -68,10 +71,8 @@ def build(card: EncoderCard) -> nn.Module:
     _, _, model = card.architecture.partition(":")
     if model not in MODELS:
         raise InputError(f"encoder {card.name}: no VMamba {model!r}; expected one of {', '.join(MODELS)}")
-    try:
+    with building(card, "VMamba cannot be built"):
         network = VSSM(card.channels, **MODELS[model] | dict(card.settings))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"encoder {card.name}: VMamba cannot be built with {dict(card.settings)}: {error}") from error
     if network.num_features != card.dim:
         raise InputError(f"encoder {card.name}: the card says d = {card.dim}, but {model} has {network.num_features}")
     return network.eval()
@@ -86,54 +87,84 @@ def convert(card: EncoderCard, tensors: dict[str, Tensor], network: nn.Module) -
     return {name: tensor for name, tensor in _todays(tensors).items() if not name.startswith(ignored)}
 
 
-def variant(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Architecture, dim and settings of the VSSM that an unwrapped checkpoint fits.
+def variant(card: EncoderCard, tensors: Mapping[str, Tensor]) -> Variant:
+    """The VSSM that an unwrapped checkpoint fits.
 
-    Raises WeightsError when a tensor that tells them is missing: it is no VMamba.
+    Raises AnotherFamily when it is no VMamba, WeightsError naming the tensor that does not fit the others.
     """
     named = _todays(tensors)
-    try:
-        dims: list[int] = []
-        depths: list[int] = []
-        while (first := f"layers.{len(dims)}.blocks.0.norm.weight") in named:
-            blocks = first.removesuffix("0.norm.weight")
-            dims.append(len(named[first]))
-            depths.append(len({name.split(".")[3] for name in named if name.startswith(blocks)}))
-        block = "layers.0.blocks.0."
-        channels = len(named[block + "op.out_norm.weight"])
-        hidden = named.get(block + "mlp.fc1.weight", torch.empty(0))
-        down = named.get("layers.0.downsample.1.weight", torch.empty(1, 1, 2, 2))  # of one stage: any version
-        settings = {
-            "depths": tuple(depths),
-            "dims": tuple(dims),
-            "ssm_d_state": named[block + "op.A_logs"].shape[1],
-            "ssm_ratio": channels / dims[0],
-            "ssm_conv_bias": block + "op.conv2d.bias" in named,
-            "forward_type": "v2" if len(named[block + "op.in_proj.weight"]) == 2 * channels else "v05_noz",
-            "mlp_ratio": len(hidden) / dims[0],
-            "patchembed_version": "v2" if "patch_embed.5.weight" in named else "v1",
-            "downsample_version": "v1" if down.ndim == 1 else f"v{down.shape[-1]}",
-        }
-    except (KeyError, IndexError) as error:
-        raise WeightsError(f"not a VMamba checkpoint: {error} is missing or of another shape") from error
+    if not any_named(named, r"layers\.\d+\.blocks\.\d+\.op\."):
+        begin = ", ".join(list(named)[:3])
+        raise AnotherFamily(f"not a VMamba checkpoint: it has no layers.0.blocks.0.op.*; its tensors begin {begin}")
+    sizes = Sizes(named)
+    depths = counts(named, r"layers\.(\d+)\.blocks\.(\d+)\.")
+    blocks = [f"layers.{stage}.blocks.{block}." for stage, depth in enumerate(depths) for block in range(depth)]
+    dims, inner = [], []
+    for stage in range(len(depths)):
+        op = f"layers.{stage}.blocks.0.op."
+        norms = [At(f"layers.{stage}.blocks.0.norm.{kind}", 0) for kind in ("weight", "bias")]
+        dims.append(
+            sizes.agreed(
+                f"the width of stage {stage}", *norms, At(f"{op}in_proj.weight", 1), At(f"{op}out_proj.weight", 0)
+            )
+        )
+        places = [At(f"{op}{name}", 0) for name in ("out_norm.weight", "out_norm.bias", "conv2d.weight")]
+        inner.append(sizes.agreed(f"the channels of stage {stage}", *places, At(f"{op}out_proj.weight", 1)))
+    widths = [inner[int(block.split(".")[1])] for block in blocks]
+    ranks = [math.ceil(dims[int(block.split(".")[1])] / 16) for block in blocks]
+    states = sizes.agreed(
+        "the number of states",
+        *(At(f"{block}op.A_logs", 1) for block in blocks),
+        *(At(f"{block}op.x_proj_weight", 1, 2, rank) for block, rank in zip(blocks, ranks, strict=True)),
+    )
+    gates = [At(f"{block}op.in_proj.weight", 0, width) for block, width in zip(blocks, widths, strict=True)]
+    first = "layers.0.blocks.0."
+    has_mlp = any_named(named, r"layers\.\d+\.blocks\.\d+\.mlp\.")
+    hidden = 0
+    if has_mlp:
+        layers = [At(f"{first}mlp.{name}", int("fc2" in name)) for name in ("fc1.weight", "fc1.bias", "fc2.weight")]
+        hidden = sizes.agreed("the width of layers", *layers)
+    settings = {
+        "depths": depths,
+        "dims": tuple(dims),
+        "ssm_d_state": states,
+        "ssm_ratio": ratio(inner[0], dims[0]),
+        "ssm_conv_bias": any_named(named, r"layers\.\d+\.blocks\.\d+\.op\.conv2d\.bias"),
+        "forward_type": "v2" if sizes.agreed("the gate", *gates) == 2 else "v05_noz",
+        "mlp_ratio": ratio(hidden, dims[0]),
+        "patchembed_version": "v2" if any_named(named, r"patch_embed\.[57]\.") else "v1",
+        "downsample_version": _downsample_of(sizes, len(dims)),
+    }
     usual = {name: parameter.default for name, parameter in inspect.signature(VSSM).parameters.items()}
     for model, preset in MODELS.items():
         if (usual | preset).items() >= settings.items():
-            return {"architecture": f"vmamba:{model}", "dim": dims[-1], "settings": {}}
-    return {"architecture": "vmamba:vssm", "dim": dims[-1], "settings": settings}
+            return Variant(f"vmamba:{model}", dims[-1], told=settings)
+    return Variant("vmamba:vssm", dims[-1], settings, settings)
 
 
-def _todays(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    out = {}
-    for name, tensor in tensors.items():
+def _downsample_of(sizes: Sizes, stages: int) -> str:
+    """v1: a norm and a product; v2, v3: a convolution of 2 or 3 pixels and a norm; of one stage: any version."""
+    if stages == 1:
+        return "v2"
+    if not any_named(sizes.tensors, r"layers\.\d+\.downsample\.3\."):
+        return "v1"
+    kernels = [f"layers.{stage}.downsample.1.weight" for stage in range(stages - 1)]
+    side = sizes.agreed("the kernel between stages", *(At(name, axis) for name in kernels for axis in (2, 3)))
+    if side not in (2, 3):
+        raise WeightsError(f"tensor {kernels[0]} has shape {sizes.shape(kernels[0], 4)}; expected a kernel of 2 or 3")
+    return f"v{side}"
+
+
+def _todays(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def rename(name: str) -> str:
         for older, current in _OLDER_NAMES:
             name = name.replace(older, current)
-        if name.startswith(("norm.", "head.")):
-            name = f"classifier.{name}"
-        if name.endswith(_PRODUCTS) and tensor.shape[2:] == (1, 1):
-            tensor = tensor.flatten(1)
-        out[name] = tensor
-    return out
+        return f"classifier.{name}" if name.startswith(("norm.", "head.")) else name
+
+    return {
+        name: tensor.flatten(1) if name.endswith(_PRODUCTS) and tensor.shape[2:] == (1, 1) else tensor
+        for name, tensor in renamed(tensors, rename).items()
+    }
 
 
 class VSSM(nn.Module):

@@ -128,6 +128,27 @@ def test_folding_a_stem_into_one_channel_does_not_change_embeddings(
     assert one.digest != three.digest
 
 
+@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "patch_embed.proj.bias"])
+@pytest.mark.parametrize("damage", ["missing", "wider", "longer", "flat", "int8"])
+def test_a_damaged_stem_is_named_and_not_folded(
+    name: str, damage: str, tmp_path: Path, seeded_weights: Callable[..., Any]
+) -> None:
+    tensors = {n.removeprefix("network."): tensor for n, tensor in seeded_weights(VIT).state_dict().items()}
+    tensor = tensors.pop(name)
+    changed = {
+        "wider": lambda: torch.cat([tensor, tensor], dim=-1),
+        "longer": lambda: torch.cat([tensor, tensor]),
+        "flat": lambda: tensor.flatten()[:5],
+        "int8": lambda: tensor.to(torch.int8),
+    }
+    if damage != "missing":
+        tensors[name] = changed[damage]()
+    save_file(tensors, tmp_path / "weights.safetensors")
+    write_card(replace(VIT, **FOLDED, stem_mean=VIT.mean, stem_std=VIT.std), tmp_path)
+    with pytest.raises(WeightsError, match=rf"weights\.safetensors: .*network\.{name}"):
+        load_encoder(str(tmp_path), device="cpu")
+
+
 def test_a_padded_stem_is_folded_where_its_channels_are_alike_and_refused_where_not(
     tmp_path: Path, seeded_weights: Callable[..., Any]
 ) -> None:

@@ -74,6 +74,80 @@ def test_loading_is_strict_and_names_the_tensor() -> None:
         load_strictly(small(), {**state, "0.bias": torch.tensor([0.0, float("nan")])}, "here")
 
 
+OTHER_KINDS = {
+    "int8": lambda t: t.to(torch.int8),
+    "uint8": lambda t: t.to(torch.uint8),
+    "int64": lambda t: t.long(),
+    "bool": lambda t: t > 0,
+    "complex64": lambda t: t.to(torch.complex64),
+    "float8_e4m3fn": lambda t: t.to(torch.float8_e4m3fn),
+    "sparse float32": lambda t: t.to_sparse(),
+    "without values float32": lambda t: t.to("meta"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_weights_of_another_kind_of_number_are_refused(kind: str) -> None:
+    state = dict(small().state_dict())
+    odd = OTHER_KINDS[kind](state["0.weight"])
+    with pytest.raises(WeightsError, match=rf"here: tensor 0\.weight is (dense )?{kind}; expected dense float16"):
+        load_strictly(small(), {**state, "0.weight": odd}, "here")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_any_width_become_float32(dtype: torch.dtype) -> None:
+    network, state = small(), small().state_dict()
+    load_strictly(network, {name: tensor.to(dtype) for name, tensor in state.items()}, "here")
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
+    assert torch.allclose(network.state_dict()["0.weight"], state["0.weight"], rtol=1e-2)
+
+
+def test_a_value_that_float32_does_not_hold_is_refused() -> None:
+    state = {name: tensor.double() for name, tensor in small().state_dict().items()}
+    state["0.bias"][0] = 1e300
+    with pytest.raises(WeightsError, match=r"tensor 0\.bias holds values that are not finite as float32"):
+        load_strictly(small(), state, "here")
+
+
+def test_counters_are_whole_numbers_and_stay_so() -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(2))
+
+    state = {**network().state_dict(), "0.num_batches_tracked": torch.tensor(7, dtype=torch.int32)}
+    loaded = network()
+    load_strictly(loaded, state, "here")
+    assert loaded.state_dict()["0.num_batches_tracked"].dtype == torch.int64
+    assert int(loaded.state_dict()["0.num_batches_tracked"]) == 7
+    for odd in (torch.tensor(7.0), torch.tensor(True)):
+        with pytest.raises(WeightsError, match=r"0\.num_batches_tracked is dense (float32|bool); expected dense whole"):
+            load_strictly(network(), {**state, "0.num_batches_tracked": odd}, "here")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.parametrize("kind", ["sparse float32", "without values float32"])
+def test_a_file_of_tensors_that_are_not_dense_is_refused_with_the_tensors_name(tmp_path: Path, kind: str) -> None:
+    state = dict(small().state_dict())
+    torch.save({**state, "0.weight": OTHER_KINDS[kind](state["0.weight"])}, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=rf"weights\.pth: tensor 0\.weight is {kind}; expected dense values"):
+        read_tensors(tmp_path / "weights.pth")
+
+
+def test_entries_without_a_name_or_values_are_named(tmp_path: Path) -> None:
+    for odd, message in (({1: torch.ones(1)}, "entry 1 is Tensor"), ({"step": 3}, "entry 'step' is int")):
+        torch.save({"1": torch.ones(1), **odd}, tmp_path / "weights.pth")
+        with pytest.raises(WeightsError, match=f"expected only tensors with names; {message}"):
+            read_tensors(tmp_path / "weights.pth")
+
+
+def test_tensors_know_their_file(tmp_path: Path) -> None:
+    save_file(small().state_dict(), tmp_path / "a.safetensors")
+    torch.save({"state_dict": small().state_dict()}, tmp_path / "b.pth")
+    for name in ("a.safetensors", "b.pth"):
+        found = read_tensors(tmp_path / name)
+        assert found.origin == str(tmp_path / name)
+        assert found.keys() == small().state_dict().keys()
+
+
 def test_half_precision_files_load_as_float32_and_the_digest_is_of_the_values() -> None:
     network = small()
     half = {name: tensor.half() for name, tensor in network.state_dict().items()}
@@ -96,7 +170,10 @@ def moco_states(shared_data: Path) -> dict[str, dict[str, torch.Tensor]]:
     listing = json.loads((shared_data / "fixtures" / "moco_checkpoint_keys.json").read_text(encoding="utf-8"))
     draw = torch.Generator().manual_seed(0)
     return {
-        arch: {name: torch.randn(shape, generator=draw) for name, shape in entry["keys"].items()}
+        arch: {
+            name: torch.tensor(3) if name.endswith("num_batches_tracked") else torch.randn(shape, generator=draw)
+            for name, shape in entry["keys"].items()
+        }
         for arch, entry in listing["archs"].items()
     }
 

@@ -6,10 +6,12 @@ Tolerances and names are those of fixtures/README.md; the module-level compariso
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,11 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from clear.backbones import build, fitted_card
+from clear.backbones import convert as rename
 from clear.card import EncoderCard, write_card
+from clear.checkpoints import Checkpoint, load_strictly
 from clear.encoders import ENCODERS
 from clear.errors import WeightsError
 from clear.frozen import Encoder, load_encoder
 from clear.models import convert
+from clear.volume_input import VolumeInput
 
 RTOL = 1e-5
 
@@ -95,7 +101,8 @@ class Case:
 
     base, changes: a registered card and what the tiny network changes of it. wrap: the authors' file. size: suffix of
     the input and outputs. expected: outputs of the encoder as (key or function of the arrays, absolute tolerance).
-    victim: a tensor by its official name and by the name that a message gives it.
+    victim: a tensor by its official name and by the name that a message gives it. untold: settings that no tensor
+    tells, or one alone; with these, a card that takes any size must fit too.
     """
 
     fixture: str
@@ -106,6 +113,7 @@ class Case:
     victim: tuple[str, str]
     size: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    untold: tuple[str, ...] = ("num_heads",)
 
     @property
     def card(self) -> EncoderCard:
@@ -129,18 +137,19 @@ def _vit(
     width: int,
     suffix: str = "",
 ) -> Case:
+    """size: of the input, where it is oblong (rows, columns); the card is of a square then."""
     block = "blocks.1.mlp.fc1.weight"
     patch = ENCODERS[base].architecture.partition("patch")[2].partition("_")[0]
-    rows = (size if isinstance(size, int) else size[0]) // int(patch)
+    side, rows = (size, size) if isinstance(size, int) else (max(size), size[0])
     return Case(
         fixture=name,
         base=base,
-        changes={"dim": width, "input_size": size if isinstance(size, int) else max(size)},
-        settings={"img_size": size, "embed_dim": width, "depth": depth, "num_heads": heads},
+        changes={"dim": width, "input_size": side},
+        settings={"img_size": side, "embed_dim": width, "depth": depth, "num_heads": heads},
         wrap=dinov2 if "dinov2" in name else dino,
         expected={
             "forward": ("out/cls", 5e-5),
-            "feature_map": (lambda a: on_grid(a[f"out/patch_tokens{suffix}"], rows), 1e-4),
+            "feature_map": (lambda a: on_grid(a[f"out/patch_tokens{suffix}"], rows // int(patch)), 1e-4),
             "last_attention": ("out/last_attention", 5e-5),
         },
         victim=(block, f"network.{block}"),
@@ -164,6 +173,7 @@ def _vmamba(name: str, size: int) -> Case:
         wrap=moco if name.endswith("tiny") else official_model,
         expected={"forward": ("out/embedding", 5e-5), "feature_map": (normed, 5e-5)},
         victim=("layers.1.blocks.0.op.x_proj_weight",) * 2,
+        untold=(),
     )
 
 
@@ -187,7 +197,11 @@ def _merlin(output: str, key: str, dim: int) -> Case:
             "feature_map": (lambda a: np.moveaxis(a["out/feature_map"], 1, -1), 2e-5),
         },
         victim=(name, name),
+        untold=("output",),
     )
+
+
+CT_CLIP_VOLUME = cast("VolumeInput", ENCODERS["ct-clip"].volume)
 
 
 def _ctclip(output: str, key: str) -> Case:
@@ -195,7 +209,7 @@ def _ctclip(output: str, key: str) -> Case:
     return Case(
         fixture="ctclip_ctvit_tiny",
         base="ct-clip",
-        changes={"dim": 10},
+        changes={"dim": 10, "volume": replace(CT_CLIP_VOLUME, shape=(16, 24, 24))},
         settings={
             "output": output,
             "codebook_size": 48,
@@ -212,6 +226,7 @@ def _ctclip(output: str, key: str) -> Case:
         wrap=ctclip,
         expected={"forward": (key, 1e-6), "feature_map": ("out/tokens_quantised", 1e-6)},
         victim=(name, name),
+        untold=("output", "dim_latent"),
     )
 
 
@@ -223,6 +238,7 @@ CASES = {
         wrap=moco,
         expected={"forward": ("out/embedding", 2e-5), "feature_map": ("out/feature_map_nhwc", 5e-5)},
         victim=("stages.1.0.fc1.weight", "network.stages.1.blocks.0.fc1.weight"),
+        untold=(),
     ),
     "vmamba": _vmamba("vmamba_official_tiny", 64),
     "vmamba-other-ratios": _vmamba("vmamba_official_tiny_b", 40),
@@ -249,6 +265,7 @@ CASES = {
             "feature_map": (lambda a: on_grid(a["out/tokens_after_norm"][:, 1:]), 1e-5),
         },
         victim=("visual.head.proj.weight", "head.proj.weight"),
+        untold=("num_heads", "projection"),
     ),
     "biomedclip-normalised": Case(
         fixture="biomedclip_visual_tiny",
@@ -258,6 +275,7 @@ CASES = {
         wrap=open_clip,
         expected={"forward": ("out/image_features_l2", 1e-5)},
         victim=("visual.trunk.cls_token", "trunk.cls_token"),
+        untold=("num_heads", "projection", "normalise"),
     ),
     "sam2": Case(
         fixture="sam2_image_encoder_tiny",
@@ -278,23 +296,28 @@ CASES = {
             "feature_map": (lambda a: a["out/vision_features"].transpose(0, 2, 3, 1), 5e-5),
         },
         victim=("image_encoder.trunk.blocks.3.mlp.layers.1.weight", "trunk.blocks.3.mlp.fc2.weight"),
+        untold=("num_heads", "global_att_blocks", "window_spec", "window_pos_embed_bkg_spatial_size"),
     ),
     "dino-16": _vit("dino_vit_tiny_patch16", "dino-s16", 80, 3, 3, 48),
     "dino-16-larger": _vit("dino_vit_tiny_patch16", "dino-s16", 128, 3, 3, 48, "_large"),
-    "dino-16-oblong": _vit("dino_vit_tiny_patch16", "dino-s16", (48, 112), 3, 3, 48, "_rect"),
     "dino-8": _vit("dino_vit_tiny_patch8", "dino-s8", 48, 2, 3, 36),
     "dino-8-larger": _vit("dino_vit_tiny_patch8", "dino-s8", 72, 2, 3, 36, "_large"),
-    "dino-8-oblong": _vit("dino_vit_tiny_patch8", "dino-s8", (40, 64), 2, 3, 36, "_rect"),
     "dinov2": _vit("dinov2_vit_tiny", "dinov2-s", 70, 3, 4, 48),
     "dinov2-larger": _vit("dinov2_vit_tiny", "dinov2-s", 112, 3, 4, 48, "_large"),
-    "dinov2-oblong": _vit("dinov2_vit_tiny", "dinov2-s", (42, 98), 3, 4, 48, "_rect"),
     "dinov2-registers": _vit("dinov2_vit_tiny_reg4", "dinov2-s-reg", 70, 3, 4, 48),
     "dinov2-registers-larger": _vit("dinov2_vit_tiny_reg4", "dinov2-s-reg", 112, 3, 4, 48, "_large"),
-    "dinov2-registers-oblong": _vit("dinov2_vit_tiny_reg4", "dinov2-s-reg", (42, 98), 3, 4, 48, "_rect"),
     "merlin": _merlin("embedding", "out/embedding", 24),
     "merlin-contrastive": _merlin("contrastive", "out/contrastive", 5),
     "ct-clip": _ctclip("latent", "out/image_latents"),
     "ct-clip-unnormalised": _ctclip("latent_unnormalised", "out/image_latents_unnormalised"),
+}
+
+
+OBLONG = {
+    "dino-16": _vit("dino_vit_tiny_patch16", "dino-s16", (48, 112), 3, 3, 48, "_rect"),
+    "dino-8": _vit("dino_vit_tiny_patch8", "dino-s8", (40, 64), 2, 3, 36, "_rect"),
+    "dinov2": _vit("dinov2_vit_tiny", "dinov2-s", (42, 98), 3, 4, 48, "_rect"),
+    "dinov2-registers": _vit("dinov2_vit_tiny_reg4", "dinov2-s-reg", (42, 98), 3, 4, 48, "_rect"),
 }
 
 
@@ -324,6 +347,19 @@ def test_a_file_of_the_published_class_gives_the_published_numbers(
         np.testing.assert_allclose(found, wanted, rtol=RTOL, atol=tolerance, err_msg=output)
 
 
+@pytest.mark.parametrize("case", OBLONG.values(), ids=list(OBLONG))
+def test_positions_on_an_oblong_grid_give_the_published_numbers(case: Case, shared_data: Path) -> None:
+    arrays = case.arrays(shared_data)
+    x, network = torch.from_numpy(arrays[f"in/x{case.size}"]), cast("Any", build(case.card))
+    network.network.set_input_size(img_size=tuple(x.shape[-2:]))
+    load_strictly(network, rename(case.card, tensors_of(arrays), network), "file")
+    for output, (key, tolerance) in case.expected.items():
+        wanted = arrays[key + case.size] if isinstance(key, str) else key(arrays)
+        with torch.inference_mode():
+            found = getattr(network, output if output != "forward" else "__call__")(x).numpy()
+        np.testing.assert_allclose(found, wanted, rtol=RTOL, atol=tolerance, err_msg=output)
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 @pytest.mark.parametrize("damage", ["missing", "renamed", "misshapen"])
 def test_one_wrong_tensor_stops_the_loading_and_is_named(
@@ -348,7 +384,63 @@ def test_one_wrong_tensor_stops_the_loading_and_is_named(
         assert str(tuple(victim.shape)) in message
 
 
-@pytest.mark.parametrize("case", [case for case in CASES.values() if not case.size], ids=lambda case: case.fixture)
+NATIVE = {name: case for name, case in CASES.items() if not case.size}
+DAMAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "wider": lambda t: torch.cat([t, t], dim=-1) if t.ndim else t[None],
+    "longer": lambda t: torch.cat([t, t]) if t.ndim else t.expand(2),
+    "of another kind": lambda t: t.to(torch.int8) if t.is_floating_point() else t.float(),
+}
+
+
+def cards(case: Case) -> list[EncoderCard]:
+    """The case's card of one size, taking any size but stating its own, and stating only what no tensor tells."""
+    untold = {name: case.settings[name] for name in case.untold if name in case.settings}
+    cards = [case.card, replace(case.card, any_size=True), replace(case.card, any_size=True, settings=untold)]
+    return [card for i, card in enumerate(cards) if card not in cards[:i]]
+
+
+def named_in(message: str, names: Iterable[str]) -> bool:
+    """Whether one of the names is there as a whole, not as the end or beginning of another."""
+    return any(re.search(rf"(?<![\w.]){re.escape(name)}(?!\w|\.\w)", message) for name in names)
+
+
+@pytest.mark.parametrize("case", NATIVE.values(), ids=list(NATIVE))
+def test_every_tensor_is_needed_and_named_when_it_is_damaged(case: Case, shared_data: Path) -> None:
+    tensors = tensors_of(case.arrays(shared_data))
+    for card in cards(case):
+        fitted = fitted_card(card, tensors)
+        networks = {json.dumps([fitted.architecture, dict(fitted.settings)]): build(fitted)}
+
+        def load(tensors: Tensors, card: EncoderCard = card, networks: dict[str, Any] = networks) -> None:
+            """As `load_encoder` does, but building each network once."""
+            file = Checkpoint(tensors, "theirs.pth")
+            found = fitted_card(card, file)
+            identity = json.dumps([found.architecture, dict(found.settings)])
+            network = networks.setdefault(identity, None) or networks.setdefault(identity, build(found))
+            load_strictly(network, rename(found, file, network), file.origin)
+
+        load(tensors)
+        network = next(iter(networks.values()))
+        own = rename(fitted, tensors, network).keys()
+        covered: set[str] = set()
+        for name, tensor in tensors.items():
+            rest = {other: tensors[other] for other in tensors if other != name}
+            if not (lost := own - rename(fitted, rest, network).keys()):
+                continue  # of a classifier, a text tower or the training: no part of the encoder
+            covered |= lost
+            names = {name, *lost, *(other.removeprefix("network.") for other in lost)}
+            damaged = {"missing": rest, "renamed": {**rest, f"{name}_": tensor}}
+            damaged |= {damage: {**rest, name: change(tensor)} for damage, change in DAMAGES.items()}
+            for damage, file in damaged.items():
+                with pytest.raises(WeightsError) as error:
+                    load(file)
+                message = str(error.value)
+                assert message.startswith("theirs.pth: "), (damage, name, message)
+                assert named_in(message, names), (damage, name, message)
+        assert covered == own
+
+
+@pytest.mark.parametrize("case", NATIVE.values(), ids=list(NATIVE))
 def test_a_published_file_converted_to_a_card_gives_the_same_numbers(
     case: Case, shared_data: Path, tmp_path: Path
 ) -> None:

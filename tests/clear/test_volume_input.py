@@ -17,31 +17,22 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
+from clear.encoders import ENCODERS
 from clear.errors import InputError, ScanRefused
+from clear.frozen import Encoder
 from clear.scans import read_volume
 from clear.volume import Volume, grid_geometry, stack_geometry
 from clear.volume_input import VolumeInput, prepare_volume
 
-MERLIN = VolumeInput(
-    spacing_mm=(3.0, 1.5, 1.5),
-    shape=(160, 224, 224),
-    hu=(-1000, 1000),
-    out=(0.0, 1.0),
-    pad=0.0,
-    axes="RAS",
-    grid="first_centre",
-    clip="after",
-)
-CT_CLIP = VolumeInput(
-    spacing_mm=(1.5, 0.75, 0.75),
-    shape=(240, 480, 480),
-    hu=(-1000, 1000),
-    out=(-1.0, 1.0),
-    pad=-1.0,
-    axes="SLP",
-    grid="extent",
-    clip="before",
-)
+
+def registered(name: str) -> VolumeInput:
+    """What a registered encoder takes: what is checked here is what users get."""
+    spec = ENCODERS[name].volume
+    assert spec is not None
+    return spec
+
+
+MERLIN, CT_CLIP = registered("merlin"), registered("ct-clip")
 SMALL_MERLIN = replace(MERLIN, shape=(10, 14, 18))
 SMALL_CT_CLIP = replace(CT_CLIP, shape=(18, 22, 26))
 STORAGES = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
@@ -187,9 +178,11 @@ def test_the_tensor_does_not_depend_on_how_the_scan_was_stored(spec: VolumeInput
         assert np.abs(found - expected).max() < 1e-5, (axes, signs)
 
 
-@pytest.mark.parametrize("slice_axis", [0, 1, 2], ids=["sagittal", "coronal", "axial"])
-def test_the_plane_of_the_slices_does_not_matter_where_it_is_allowed(slice_axis: int) -> None:
-    # one set of voxels, called sagittal, coronal or axial: what is where in the patient is the same
+PLANES = ("sagittal", "coronal", "axial")
+
+
+def volume_in_plane(slice_axis: int) -> Volume:
+    """One set of voxels, called sagittal, coronal or axial: what is where in the patient is the same."""
     affine = lps_affine()
     array = np.moveaxis(array_on(affine, SIZE), slice_axis, 0)
     rows, columns = (axis for axis in range(3) if axis != slice_axis)
@@ -201,10 +194,60 @@ def test_the_plane_of_the_slices_does_not_matter_where_it_is_allowed(slice_axis:
         (SPACING[rows], SPACING[columns]),
     )
     volume = Volume.from_stack(array, geometry, "CT")
-    assert volume.plane == ("sagittal", "coronal", "axial")[slice_axis]
+    assert volume.plane == PLANES[slice_axis]
+    return volume
+
+
+@pytest.mark.parametrize("slice_axis", [0, 1, 2], ids=PLANES)
+def test_the_plane_of_the_slices_does_not_matter(slice_axis: int) -> None:
+    affine, volume = lps_affine(), volume_in_plane(slice_axis)
     for spec in (SMALL_MERLIN, SMALL_CT_CLIP):
         expected = box(prepare_volume(volume_on(affine, SIZE), spec))
         assert np.abs(box(prepare_volume(volume, spec)) - expected).max() < 1e-5
+
+
+# fields and settings of narrow networks, and the box that they take
+NARROW = {"layers": (1, 1, 1, 1), "planes": (8, 8, 16, 16), "stem": 8}
+BLOCKS = {"dim": 16, "dim_head": 8, "heads": 2, "spatial_depth": 1, "temporal_depth": 1}
+PATCHES = {"image_size": 24, "patch_size": 8, "temporal_patch_size": 4, "codebook_size": 64, "dim_latent": 12}
+TINY: dict[str, tuple[int, dict[str, Any], tuple[int, int, int]]] = {
+    "merlin": (64, NARROW, (16, 32, 32)),
+    "merlin-contrastive": (12, {**NARROW, "contrastive_dim": 12}, (16, 32, 32)),
+    "ct-clip": (12, {**BLOCKS, **PATCHES}, (16, 24, 24)),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, card in ENCODERS.items() if card.volume is not None])
+def test_an_encoder_of_volumes_takes_them_in_every_plane_and_orientation(
+    name: str, seeded: Callable[..., Encoder], tmp_path: Path
+) -> None:
+    card, (dim, settings, shape) = ENCODERS[name], TINY[name]
+    spec = replace(registered(name), shape=shape)
+    tiny = replace(card, dim=dim, settings={**card.settings, **settings}, volume=spec)
+    encoder = seeded(tiny)
+    volume = volume_on(lps_affine(), SIZE)
+    expected = encoder.encode(volume)
+    assert expected.shape == (1, tiny.dim)
+    scale = float(expected.std())
+    assert scale > 1e-3
+    for slice_axis in range(3):
+        assert np.abs(encoder.encode(volume_in_plane(slice_axis)) - expected).max() < 1e-3 * scale, slice_axis
+    for axes, signs in STORAGES[5::7]:
+        affine = lps_affine(axes, signs)
+        stored = volume_on(affine, tuple(SIZE[axis] for axis in axes))
+        assert np.abs(encoder.encode(stored) - expected).max() < 1e-3 * scale, (axes, signs)
+    mirrored = replace(volume, voxels=np.ascontiguousarray(volume.voxels[:, :, ::-1]))
+    assert np.abs(encoder.encode(mirrored) - expected).max() > 1e-2 * scale
+
+    # a file whose thickest voxels lie across is read as sagittal slices; the voxels are those of axial ones
+    affine = np.diag([1.0, 0.7, 0.7, 1.0])
+    array = array_on(affine, (24, 30, 32))
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine), tmp_path / "ct.nii")
+    sagittal = read_volume(tmp_path / "ct.nii", modality="CT")
+    assert sagittal.plane == "sagittal"
+    axial = volume_of(array.transpose(2, 1, 0), [(0, 0, 0.7 * z) for z in range(32)], (0.7, 1.0))
+    assert axial.plane == "axial"
+    assert np.abs(encoder.encode(sagittal) - encoder.encode(axial)).max() < 1e-3 * scale
 
 
 def test_axes_are_those_that_simpleitk_gives_by_the_same_letters() -> None:

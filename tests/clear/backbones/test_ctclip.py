@@ -10,6 +10,7 @@ import torch
 
 from clear.backbones import ctvit
 from clear.backbones.ctclip import SETTINGS, build, convert, variant
+from clear.backbones.variants import AnotherFamily
 from clear.card import EncoderCard, WeightSource
 from clear.checkpoints import load_strictly
 from clear.errors import InputError, WeightsError
@@ -149,13 +150,15 @@ def test_a_renamed_tensor_is_named(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def test_the_variant_read_from_a_checkpoint_builds_what_takes_it(tensors: dict[str, torch.Tensor]) -> None:
-    found = variant(tensors)
-    assert found["dim"] == 10
-    assert {**SETTINGS, **found["settings"]} == {"output": "latent", **TINY}
-    loaded(replace(REAL, **found), tensors)
+    found = variant(REAL, tensors)
+    assert found.dim == 10
+    assert {**SETTINGS, **found.settings} == {"output": "latent", **TINY}
+    loaded(found.fit(REAL), tensors)
     del tensors["visual_transformer.vq._codebook.embed"]
-    with pytest.raises(WeightsError, match="not CT-CLIP's weights"):
-        variant(tensors)
+    with pytest.raises(WeightsError, match=r"tensor visual_transformer\.vq\._codebook\.embed is missing"):
+        variant(REAL, tensors)
+    with pytest.raises(AnotherFamily, match="not CT-CLIP's weights"):
+        variant(REAL, {"conv1.weight": torch.ones(4, 3, 7, 7)})
 
 
 @pytest.mark.parametrize(

@@ -463,3 +463,116 @@ def test_tensors_that_timm_would_know_keep_their_names(model: str) -> None:
     found = to_timm(tensors)
     assert list(found) == list(tensors)
     assert all(found[name] is tensor for name, tensor in tensors.items())
+
+
+DAMAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "wider": lambda t: torch.cat([t, t], dim=-1) if t.ndim else t[None],
+    "longer": lambda t: torch.cat([t, t]) if t.ndim else t.expand(2),
+    "flat": lambda t: t.flatten()[:0] if t.ndim != 1 else t[None],
+    "of another kind": lambda t: t.to(torch.int8) if t.is_floating_point() else t.float(),
+}
+
+
+def published_forms(hf: Any, published: Any) -> dict[str, tuple[str, dict[str, Any], dict[str, Tensor]]]:
+    """timm's model, its settings and a file's tensors, of every form that is read."""
+    dinov2, vit = hf.Dinov2Config, hf.ViTConfig(**{**VIT, "image_size": 64, "patch_size": 16, "intermediate_size": 128})
+    registers = hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**VIT))
+    siglip = hf.SiglipVisionModel(hf.SiglipVisionConfig(**VIT, intermediate_size=119))
+    settings = {**TIMM_VIT, "img_size": 56}
+    swiglu = {**settings, "mlp_ratio": 2 * 88 / 32}
+    gated = dinov3(hf, gated=True)
+    return {
+        "dinov2": ("vit_base_patch14_dinov2", settings, published(redraw(hf.Dinov2Model(dinov2(**VIT))))),
+        "swiglu": (
+            "vit_giant_patch14_dinov2",
+            swiglu,
+            published(redraw(hf.Dinov2Model(dinov2(**VIT, use_swiglu_ffn=True)))),
+        ),
+        "in-memory": (
+            "vit_giant_patch14_dinov2",
+            swiglu,
+            hf.Dinov2Model(dinov2(**VIT, use_swiglu_ffn=True)).state_dict(),
+        ),
+        "registers": ("vit_base_patch14_reg4_dinov2", settings, published(redraw(registers))),
+        "vit": ("vit_base_patch16_224", {**TIMM_VIT, "img_size": 64}, published(redraw(hf.ViTModel(vit)))),
+        "dinov3": ("vit_small_plus_patch16_dinov3_qkvb", {**TIMM_VIT, "img_size": 64}, published(gated)),
+        "siglip": ("vit_so400m_patch14_siglip_384", settings, published(redraw(siglip))),
+    }
+
+
+def official_dinov3(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Meta's names for a gated DINOv3 under timm's, with the mask that makes the key's bias 0."""
+    words = {"reg_token": "storage_tokens", ".gamma_1": ".ls1.gamma", ".gamma_2": ".ls2.gamma"}
+    words |= {".fc1_g.": ".w1.", ".fc1_x.": ".w2.", ".mlp.fc2.": ".mlp.w3."}
+    out = {"mask_token": torch.zeros(1, 32), "rope_embed.periods": 100.0 ** (torch.arange(4) / 4)}
+    for name, tensor in tensors.items():
+        if name.endswith("v_bias"):
+            continue
+        if name.endswith("q_bias"):
+            tensor = torch.cat([tensor, tensor, tensors[name.replace("q_bias", "v_bias")]])
+            name = name.replace("q_bias", "qkv.bias")
+            out[f"{name}_mask"] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(32)
+        for ours, theirs in words.items():
+            name = name.replace(ours, theirs)
+        out[name] = tensor
+    return out
+
+
+def check_all_are_needed(tensors: dict[str, Tensor], load: Callable[[dict[str, Tensor]], None], own: set[str]) -> None:
+    """Each tensor of an encoder, damaged in each way, is named: as the file calls it, or the network, or both."""
+    load(tensors)
+    covered: set[str] = set()
+    for name, tensor in tensors.items():
+        rest = {other: tensors[other] for other in tensors if other != name}
+        lost = own - to_timm(rest).keys()
+        if not lost:
+            continue
+        covered |= lost
+        damaged = {"missing": rest, "renamed": {**rest, f"{name}_": tensor}}
+        damaged |= {damage: {**rest, name: change(tensor)} for damage, change in DAMAGES.items()}
+        for damage, file in damaged.items():
+            if name.endswith("bias_mask") and damage == "of another kind":
+                continue  # a mask is one in any kind of number
+            with pytest.raises(WeightsError) as error:
+                load(file)
+            message = str(error.value)
+            assert any(word in message for word in {name, *lost}), (damage, name, message)
+    assert covered == own
+
+
+def test_every_tensor_of_every_form_is_needed_and_named_when_it_is_damaged(hf: Any, published: Any) -> None:
+    forms = published_forms(hf, published)
+    model, settings, tensors = forms["dinov3"]
+    forms["official-dinov3"] = (model, settings, official_dinov3(to_timm(tensors)))
+    for model, settings, tensors in forms.values():
+        network = timm.create_model(model, pretrained=False, num_classes=0, **settings)
+
+        def load(file: dict[str, Tensor], network: Any = network) -> None:
+            load_strictly(network, without_zero_biases(to_timm(file), network), "file")
+
+        check_all_are_needed(dict(tensors), load, set(network.state_dict()))
+
+
+def test_every_tensor_of_medimageinsight_is_needed_and_named_when_it_is_damaged(hf: Any) -> None:
+    _, tensors = medimageinsight(hf)
+    network: Any = build(medimageinsight_card())
+
+    def load(file: dict[str, Tensor]) -> None:
+        load_strictly(network, convert(medimageinsight_card(), file, network), "file")
+
+    check_all_are_needed(tensors, load, {name.removeprefix("network.") for name in network.state_dict()})
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.running_mean", "4.0.conv1.weight", "4.0.conv3.weight", "7.0.bn3.bias"])
+def test_a_damaged_tensor_of_radimagenet_is_named(name: str) -> None:
+    whole = nn.Sequential(*list(ResNet(Bottleneck, [1, 1, 1, 1]).children())[:9])
+    network = timm.create_model("resnet50", pretrained=False, num_classes=0, layers=(1, 1, 1, 1))
+    tensors = {f"backbone.{name}": tensor for name, tensor in whole.state_dict().items()}
+    (own,) = set(network.state_dict()) - to_timm({n: t for n, t in tensors.items() if n != f"backbone.{name}"}).keys()
+    for damage in (None, *DAMAGES.values()):
+        file = dict(tensors)
+        tensor = file.pop(f"backbone.{name}")
+        if damage is not None:
+            file[f"backbone.{name}"] = damage(tensor)
+        with pytest.raises(WeightsError, match=rf"(missing|tensor) {re.escape(own)}"):
+            load_strictly(network, to_timm(file), "file")

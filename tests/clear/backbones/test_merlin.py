@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from clear.backbones.merlin import PREFIX, build, convert, inflate, variant
+from clear.backbones.merlin import PREFIX, build, convert, variant
+from clear.backbones.variants import AnotherFamily
 from clear.card import EncoderCard, WeightSource
 from clear.checkpoints import load_strictly
 from clear.errors import InputError, WeightsError
@@ -60,21 +61,6 @@ def test_all_outputs_and_maps_are_the_published_classs(reference: Any) -> None:
     assert np.abs(probabilities - reference["out/phenotype_probabilities"]).max() < 1e-5
 
 
-@torch.inference_mode()
-def test_photographs_weights_are_inflated_as_by_the_authors(reference: Any) -> None:
-    inflated, expected = inflate(tensors_of(reference, "sd2d/")), tensors_of(reference, "sd_inflated/")
-    heads = {name for name in expected if name.split(".")[2] in ("classifier", "contrastive_head")}
-    assert set(inflated) == set(expected) - heads
-    assert all(torch.equal(inflated[name], expected[name]) for name in inflated)
-    x = torch.from_numpy(reference["in/x"])
-    network = loaded(tiny("embedding", 24), inflated)
-    assert np.abs(network(x).numpy() - reference["out/inflated_embedding"]).max() < 1e-5
-    maps = network.feature_map(x).movedim(-1, 1)
-    assert np.abs(maps.numpy() - reference["out/inflated_feature_map"]).max() < 2e-5
-    network = loaded(tiny("contrastive", 5), inflated | {name: expected[name] for name in heads})
-    assert np.abs(network(x).numpy() - reference["out/inflated_contrastive"]).max() < 1e-5
-
-
 def test_the_real_network_has_the_published_number_of_parameters() -> None:
     counts = {}
     for output, dim in (("embedding", 2048), ("contrastive", 512), ("phenotypes", 1692)):
@@ -111,17 +97,18 @@ def test_a_renamed_tensor_is_named(reference: Any) -> None:
 
 def test_the_variant_read_from_a_checkpoint_builds_what_takes_it(reference: Any) -> None:
     tensors = tensors_of(reference)
-    found = variant(tensors)
-    assert found["dim"] == 24
-    card = replace(REAL, **found)
+    card = variant(REAL, tensors).fit(REAL)
+    assert card.dim == 24
     assert {**card.settings, "output": "contrastive"} == tiny("contrastive", 5).settings
     loaded(card, tensors)
-    loaded(replace(card, dim=5, settings={**card.settings, "output": "contrastive"}), tensors)
+    contrastive = replace(REAL, settings={"output": "contrastive"})
+    loaded(variant(contrastive, tensors).fit(contrastive), tensors)
     with torch.device("meta"):
-        real = build(replace(REAL, dim=512, settings={"output": "contrastive"})).state_dict()
-    assert variant(real) == {"architecture": "merlin:i3_resnet152", "dim": 2048, "settings": {"output": "embedding"}}
-    with pytest.raises(WeightsError, match="not Merlin's weights"):
-        variant({"conv1.weight": torch.ones(4, 3, 7, 7)})
+        real = build(replace(contrastive, dim=512)).state_dict()
+    found = variant(REAL, real)
+    assert (found.architecture, found.dim, found.settings) == ("merlin:i3_resnet152", 2048, {"output": "embedding"})
+    with pytest.raises(AnotherFamily, match="not Merlin's weights"):
+        variant(REAL, {"conv1.weight": torch.ones(4, 3, 7, 7)})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clear.backbones.open_clip import build, convert, variant
+from clear.backbones.variants import AnotherFamily
 from clear.card import EncoderCard, WeightSource
 from clear.checkpoints import load_strictly
 from clear.errors import InputError, WeightsError
@@ -135,14 +136,16 @@ def test_biomedclip_has_its_number_of_parameters_and_is_read_back_from_its_tenso
     vit = 3 * 16 * 16 * width + width + (1 + 197 + 2) * width + 12 * (12 * width * width + 13 * width)
     assert sum(p.numel() for p in network.parameters()) == vit + width * 512 == 86_191_872
     tensors = {f"visual.{name}": tensor for name, tensor in network.state_dict().items()}
-    found = {"architecture": "open_clip:vit_base_patch16_224", "dim": 512, "settings": {}}
-    assert variant(tensors | REST) == found
+
+    def read(tensors: dict[str, Tensor]) -> tuple[str, int, Any]:
+        found = variant(CARD, tensors)
+        return found.architecture, found.dim, found.settings
+
+    vit = "open_clip:vit_base_patch16_224"
+    assert read(tensors | REST) == (vit, 512, {})
     head = tensors.pop("visual.head.proj.weight")
-    assert variant(tensors) == found | {"dim": width, "settings": {"output": "trunk"}}
-    assert variant(tensors | {"visual.head.proj.weight": head[:99]}) == found | {
-        "dim": 99,
-        "settings": {"projection": 99},
-    }
+    assert read(tensors) == (vit, width, {"output": "trunk"})
+    assert read(tensors | {"visual.head.proj.weight": head[:99]}) == (vit, 99, {"projection": 99})
 
 
 @pytest.mark.parametrize("model", ["vit_small_patch16_224", "vit_base_patch32_224", "vit_large_patch16_224"])
@@ -151,17 +154,17 @@ def test_a_checkpoint_tells_its_vit_and_the_card_then_takes_it(model: str, depth
     settings = {**depth, "projection": 64}
     with torch.device("meta"):
         network = build(replace(CARD, architecture=f"open_clip:{model}", dim=64, settings=settings))
-        found = variant({f"visual.{name}": tensor for name, tensor in network.state_dict().items()})
-        again = build(replace(CARD, **found))
-    assert found == {"architecture": f"open_clip:{model}", "dim": 64, "settings": settings}
+        found = variant(CARD, {f"visual.{name}": tensor for name, tensor in network.state_dict().items()})
+        again = build(found.fit(CARD))
+    assert (found.architecture, found.dim, found.settings) == (f"open_clip:{model}", 64, settings)
     assert [t.shape for t in again.state_dict().values()] == [t.shape for t in network.state_dict().values()]
 
 
 def test_what_is_no_such_tower_is_not_guessed(official: dict[str, Any]) -> None:
     with pytest.raises(WeightsError, match="width 48 with patches of 8: no ViT that timm knows"):
-        variant(official["tensors"])
-    with pytest.raises(WeightsError, match=r"no tensor visual\.trunk\.patch_embed\.proj\.weight"):
-        variant({"visual.conv1.weight": torch.ones(3)})
+        variant(CARD, official["tensors"])
+    with pytest.raises(AnotherFamily, match="not an open_clip image tower"):
+        variant(CARD, {"visual.conv1.weight": torch.ones(3)})
 
 
 def test_bfloat16_keeps_the_residual_sum_in_float32_and_the_embedding_near(official: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from clear.backbones import build, convert
 from clear.backbones.positions import resize_positions
+from clear.backbones.timm_models import card_of
 from clear.card import EncoderCard, WeightSource
 from clear.checkpoints import load_strictly
 from clear.encoders import ENCODERS
@@ -90,6 +91,22 @@ def test_a_whole_timm_checkpoint_loads_without_its_classifier(name: str) -> None
             "mean": lambda: maps.mean((2, 3)),
         }[card.pooling]()
         assert torch.allclose(network(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["qwen3_vit_416m_enc.qwen3_vl_8b", "qwen3_vit_416m_enc"])
+def test_a_model_that_gives_no_embedding_of_an_image_is_refused_before_anything_is_fetched(model: str) -> None:
+    if not timm.is_model(model.partition(".")[0]):
+        pytest.skip(f"timm {timm.__version__} has no {model}")
+    with pytest.raises(InputError, match=f"timm:{model}: not a network that gives one embedding of an image by itself"):
+        card_of(model)
+
+
+@pytest.mark.parametrize("model", ["resnet18.a1_in1k", "vit_small_patch16_224.dino", "mambaout_femto.in1k"])
+def test_the_card_of_a_timm_model_builds_what_it_says(model: str) -> None:
+    card = card_of(model)
+    with torch.device("meta"):
+        network = build(card)
+    assert network(torch.empty(1, 3, card.input_size, card.input_size, device="meta")).shape == (1, card.dim)
 
 
 def test_an_architecture_that_does_not_exist_is_named() -> None:

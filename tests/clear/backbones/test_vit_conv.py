@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from clear.backbones import fitted_card
+from clear.backbones.variants import AnotherFamily
 from clear.backbones.vit_conv import SIZES, build, convert, sine_positions, variant
 from clear.card import EncoderCard, WeightSource
 from clear.checkpoints import load_strictly
@@ -136,21 +138,23 @@ def test_the_real_sizes_have_the_parameters_that_the_paper_s_network_has(size: s
     blocks = 11 * (12 * width * width + 13 * width)
     assert sum(p.numel() for p in network.parameters()) == stem + blocks + (1 + 197 + 2) * width
     assert network.blocks[0].attn.num_heads == 12
-    assert variant(network.state_dict()) == {"architecture": f"vit_conv:{size}", "dim": width, "settings": {}}
+    found = variant(CARD, network.state_dict())
+    assert (found.architecture, found.dim, found.settings) == (f"vit_conv:{size}", width, {})
 
 
 def test_a_checkpoint_tells_its_size_and_depth_and_what_it_is_not(official: dict[str, Any]) -> None:
     with torch.device("meta"):
         network = build(replace(CARD, settings={"depth": 3}))
-    found = variant({**network.state_dict(), "head.0.weight": torch.ones(2, 2)})
-    assert found == {"architecture": "vit_conv:base", "dim": 768, "settings": {"depth": 3}}
+    found = variant(CARD, {**network.state_dict(), "head.0.weight": torch.ones(2, 2)})
+    assert (found.architecture, found.dim, found.settings) == ("vit_conv:base", 768, {"depth": 3})
     with torch.device("meta"):
-        again = build(replace(CARD, **found))
+        again = build(found.fit(CARD))
     assert [t.shape for t in again.state_dict().values()] == [t.shape for t in network.state_dict().values()]
     with pytest.raises(WeightsError, match=r"width 48, .* known are small \(384\), base \(768\)"):
-        variant(official["tensors"])
-    with pytest.raises(WeightsError, match=r"no tensor patch_embed\.proj\.12\.weight"):
-        variant({"patch_embed.proj.weight": torch.ones(384, 3, 16, 16)})
+        variant(CARD, official["tensors"])
+    load(official["tensors"], fitted_card(replace(TINY, settings={"num_heads": 3}, any_size=True), official["tensors"]))
+    with pytest.raises(AnotherFamily, match=r"not a ViT with MoCo v3's convolutional stem"):
+        variant(CARD, {"patch_embed.proj.weight": torch.ones(384, 3, 16, 16)})
 
 
 def test_bfloat16_keeps_the_residual_sum_and_the_first_convolution_in_float32_and_the_embedding_near(

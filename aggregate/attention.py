@@ -47,9 +47,8 @@ def fused_attention_pool(rows: Tensor, offsets: Tensor, weights: Weights) -> tup
 
 
 class _AttentionPool(torch.autograd.Function):
-    """With s = sigmoid(2 u), tanh(u) is 2 s - 1 and its derivative 4 s (1 - s).
+    """tanh(u) is taken as 2 sigmoid(2 u) - 1, in a third of tanh's time; its derivative is 1 - tanh(u)².
 
-    So only s is ever formed (in a third of tanh's time), and what is constant in it moves into the small weights.
     Rows in bfloat16 make the matrix products and what is as large as they are bfloat16; everything the size of a bag
     or of a weight (softmax, the sum of tiles' gradients) stays in the weights' own precision. Sums over instances are
     products with ones, which read memory in its order; torch's sum goes down the columns.
@@ -69,31 +68,31 @@ class _AttentionPool(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         kind, wide = rows.dtype, project.dtype
         h = torch.addmm(bias.to(kind), rows, project.t().to(kind)).relu_()
-        s = torch.addmm((2 * hidden_bias).to(kind), h, (2 * hidden.t()).to(kind)).sigmoid_()
-        scores = torch.mv(s, (2 * score[0]).to(kind)).to(wide) + (score_bias - score.sum())
+        t = torch.addmm((2 * hidden_bias).to(kind), h, (2 * hidden.t()).to(kind)).sigmoid_()
+        torch.add(t.new_tensor(-1.0), t, alpha=2, out=t)  # before the product: after it two large sums would cancel
+        scores = torch.mv(t, score[0].to(kind)).to(wide) + score_bias
         z, attention, shares = weigh(h, scores, offsets)
-        ctx.save_for_backward(rows, project, hidden, score, h, s, shares)
+        ctx.save_for_backward(rows, project, hidden, score, h, t, shares)
         ctx.mark_non_differentiable(attention)
         return z, attention
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, project, hidden, score, h, s, shares = ctx.saved_tensors
+        rows, project, hidden, score, h, t, shares = ctx.saved_tensors
         kind, wide = rows.dtype, project.dtype
         d_scores, d_h = weigh_backward(gradients[0], h, shares)
         narrow = d_scores.to(kind)
-        d_score_bias = d_scores.sum()[None]
-        d_score = (2 * (narrow @ s).to(wide) - d_score_bias)[None]
+        d_score = (narrow @ t).to(wide)[None]
         ones = h.new_ones((1, len(h)))
-        d_u = torch.ops.aten.sigmoid_backward(narrow[:, None], s)  # times `gain`, column by column
-        gain = 4 * score[0]
+        d_u = torch.ops.aten.tanh_backward(narrow[:, None], t)  # times `gain`, column by column
+        gain = score[0]
         d_hidden = gain[:, None] * (d_u.t() @ h).to(wide)
         d_hidden_bias = gain * (ones @ d_u)[0].to(wide)
         d_h.addmm_(d_u, (gain[:, None] * hidden).to(kind))
         torch.ops.aten.threshold_backward.grad_input(d_h, h, 0.0, grad_input=d_h)
         d_project, d_bias = (d_h.t() @ rows).to(wide), (ones @ d_h)[0].to(wide)
         d_rows = d_h @ project.to(kind) if ctx.needs_input_grad[0] else None
-        return d_rows, None, d_project, d_bias, d_hidden, d_hidden_bias, d_score, d_score_bias
+        return d_rows, None, d_project, d_bias, d_hidden, d_hidden_bias, d_score, d_scores.sum()[None]
 
 
 def in_groups(
@@ -115,7 +114,8 @@ def weigh(h: Tensor, scores: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, T
     """(z (B, m), attention (ΣK,), shares (B', M)) for h (M, m) and scores (M,); M is ΣK and B' is B, or more.
 
     shares has a line for each bag: its attention in the bag's own columns, elsewhere 0. That makes softmax, sums over
-    the bags and their gradients a few operations for all bags, where a loop would take them for each.
+    the bags and their gradients a few operations for all bags, where a loop would take them for each. A row that is not
+    finite would spoil its neighbours (0 x nan), so sources are checked before training (`Cohort.rows`).
     """
     n_bags, own = len(offsets) - 1, segment_of(offsets)
     columns = torch.arange(len(own))

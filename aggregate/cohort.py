@@ -79,8 +79,15 @@ class Cohort:
         return np.array([bag for bag, ids in enumerate(self.scan_ids) if ids[0] in wanted], dtype=np.int64)
 
     def rows(self, bags: BagSource, device: str = "cpu") -> PackedRows:
-        """The bags' features, in memory where they fit."""
-        return PackedRows(bags.features, self.parts).in_memory(device)
+        """The bags' features, in memory where they fit. Raises InputError where a value is not finite."""
+        rows = PackedRows(bags.features, self.parts).in_memory(device)
+        if wrong := rows.not_finite():
+            names = [";".join(self.scan_ids[bag]) for bag in wrong]
+            raise InputError(
+                f"{len(names)} scans of the bag file have embeddings that are not finite, first {some(names, 3)}: the "
+                "file is damaged. Extract these scans again (`clear bags validate` checks a file)"
+            )
+        return rows
 
     def row_numbers(self, bag: int) -> NDArray[np.int64]:
         """(K,) rows of the bag file, in the bag's order."""

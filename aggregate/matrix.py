@@ -30,11 +30,12 @@ import polars as pl
 
 from aggregate.aggregators import check_aggregator
 from aggregate.baselines import ACQUISITION
+from aggregate.fit import training_precision
 from aggregate.matrix_key import CACHE, Digests, cell_key
 from aggregate.matrix_tables import matrix_markdown, matrix_table
 from aggregate.question import read_task, with_settings
 from aggregate.run import Run, write_table
-from aggregate.train import train
+from aggregate.train import check_device, train
 from clear.atomic import write_aside
 from clear.errors import ClearError, InputError
 from clear.labels import labels_path
@@ -105,7 +106,7 @@ def crossval(
     spec = read_matrix(path)
     folder = path.parent / str(spec.get("output", path.stem))
     digests = Digests(folder / CACHE)
-    cells = cells_of(spec, path.parent, digests)
+    cells = cells_of(spec, path.parent, digests, check_device(device))
     say = report or (lambda _: None)
     runs: dict[Cell, Run] = {}
     failures: dict[Cell, str] = {}
@@ -151,8 +152,8 @@ def read_matrix(path: Path) -> dict[str, Any]:
     return data
 
 
-def cells_of(spec: Mapping[str, Any], base: Path, digests: Digests | None = None) -> list[Cell]:
-    """Every cell of a matrix, tasks outermost.
+def cells_of(spec: Mapping[str, Any], base: Path, digests: Digests | None = None, device: str = "cpu") -> list[Cell]:
+    """Every cell of a matrix, tasks outermost. device: where it would be trained, which decides the precision.
 
     Raises InputError for a file, task, aggregator or setting that is not there, and for two cells of one name.
     """
@@ -175,7 +176,8 @@ def cells_of(spec: Mapping[str, Any], base: Path, digests: Digests | None = None
                     arguments = {**settings, "bags": bags, "aggregator": name, "options": options or None}
                     if windows is not None:
                         arguments["windows"] = _listed(windows)
-                    key = cell_key(digests, bags, Path(labels), task, preset, arguments)
+                    precision = training_precision(str(arguments.get("precision", "auto")), device)
+                    key = cell_key(digests, bags, Path(labels), task, preset, arguments, precision)
                     shown_as = name if not options else f"{name} ({', '.join(f'{k} {v}' for k, v in options.items())})"
                     cells.append(
                         Cell(str(encoder), shown_as, own_name or task.name, str(window_name), _Frozen(arguments), key)

@@ -26,7 +26,7 @@ from clear.tasks import Task
 DIGITS = 12  # hexadecimal, that a cell's folder bears
 CACHE = "digests.json"
 _ROWS = 1 << 16  # features hashed at a time
-# what may differ between machines without changing a number
+# what may differ between machines without changing a number by more than its last digits
 _IDLE = ("device", "progress", "overwrite", "output")
 
 
@@ -66,13 +66,20 @@ class Digests:
 
 
 def cell_key(
-    digests: Digests, bags: Path, labels: Path, task: Task, preset: Preset, arguments: Mapping[str, Any]
+    digests: Digests,
+    bags: Path,
+    labels: Path,
+    task: Task,
+    preset: Preset,
+    arguments: Mapping[str, Any],
+    precision: str,
 ) -> str:
     """The key of the numbers that `train` gives for these arguments.
 
-    labels: the file or folder that is read; preset: with its changes; arguments: the rest, paths as `Path`.
+    labels: the file or folder that is read; preset: with its changes; arguments: the rest, paths as `Path`; precision:
+    of the products in training, as `auto` turns out on this machine.
     """
-    named = ("bags", "labels", "task", "preset", *_IDLE)
+    named = ("bags", "labels", "task", "preset", "precision", *_IDLE)
     deciding = {name: _plain(value, digests) for name, value in arguments.items() if name not in named}
     identity = {
         "version": VERSION,
@@ -82,6 +89,7 @@ def cell_key(
         "task": {name: value for name, value in task.as_dict().items() if name != "table"},
         "preset": {name: value for name, value in preset.as_dict().items() if name != "name"},
         "arguments": deciding,
+        "precision": precision,
     }
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

@@ -9,9 +9,9 @@ invented, dropped or sampled, so nothing that a bag yields can depend on the bag
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -155,6 +155,11 @@ class PackedRows:
             self._sums = first, second
         return self._sums
 
+    def not_finite(self) -> list[int]:
+        """The bags that hold a value which is not finite."""
+        first, _ = self._bag_sums()
+        return torch.nonzero(~first.isfinite().all(1)).flatten().tolist()
+
     def bag_means(self) -> PackedRows:
         first, _ = self._bag_sums()
         means = (first / torch.as_tensor(self._lengths)[:, None]).float()
@@ -242,6 +247,7 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system says
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):  # not every system says
         return 4 << 30

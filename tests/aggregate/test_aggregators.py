@@ -225,7 +225,7 @@ def test_every_aggregator_learns_a_planted_signal(case: str) -> None:
 
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_rows_are_prepared_in_bfloat16_where_it_holds(name: str) -> None:
-    """Over bags and widths of real size the loss is float32's to 1e-2, and the gradient in norm to 2 %."""
+    """Over bags of real size, narrow the loss is float32's to 1e-2, and the gradient in norm to 2 %."""
     torch.manual_seed(0)
     model = build_aggregator(name, 96, 4, 0.0)
     rng = np.random.default_rng(0)

@@ -60,7 +60,7 @@ def test_more_bags_than_are_pooled_at_once_are_pooled_all() -> None:
 
 
 def test_rows_in_bfloat16_give_the_gradient_to_its_precision() -> None:
-    """Over bags and widths of real size: each part of the gradient within 2 % of float32's, in norm."""
+    """Over bags of real size, narrow: each part of the gradient within 2 % of float32's, in norm."""
     g = torch.Generator().manual_seed(5)
     shapes = [(64, 96), (64,), (64, 64), (64,), (1, 64), (1,)]
     weights = tuple((torch.randn(s, generator=g) / s[-1] ** 0.5).requires_grad_() for s in shapes)
@@ -74,6 +74,22 @@ def test_rows_in_bfloat16_give_the_gradient_to_its_precision() -> None:
     for exact, rounded in zip(*found, strict=True):
         assert rounded.dtype == torch.float32
         assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_large_score_weights_of_one_sign_lose_no_more_than_other_rounding() -> None:
+    """Their sum is taken off before the product, not after it, where two large numbers would cancel."""
+    g = torch.Generator().manual_seed(5)
+    shapes = [(64, 96), (64,), (64, 64), (64,), (1, 64), (1,)]
+    weights = [torch.randn(s, generator=g) / s[-1] ** 0.5 for s in shapes]
+    weights[4] = weights[4].abs() * 10
+    weights = tuple(each.requires_grad_() for each in weights)
+    rows, offsets = torch.randn(700, 96, generator=g), torch.tensor([0, 300, 301, 700])
+    upstream = torch.randn(3, 64, generator=g)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        z, _ = fused_attention_pool(rows.to(dtype), offsets, weights)
+        found.append(torch.autograd.grad((z * upstream).sum(), weights[2])[0])
+    assert (found[1] - found[0]).norm() < 0.04 * found[0].norm()
 
 
 def test_attention_of_a_bag_sums_to_one() -> None:

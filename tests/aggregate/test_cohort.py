@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 import polars as pl
 import pytest
@@ -36,6 +37,18 @@ def test_only_the_rows_of_the_chosen_windows_are_used_and_they_keep_their_order(
         here = cohort.row_numbers(number)
         np.testing.assert_array_equal(bags.features[here], bag.features[bag.window == 1])
         assert (bags.window[here] == 1).all()
+
+
+def test_a_damaged_value_stops_before_training_and_names_the_scan(make_bags) -> None:
+    path = make_bags({f"s{i}": np.ones((6, 4), np.float32) for i in range(4)})
+    with h5py.File(path, "r+") as file:
+        file["features"][8, 2] = np.nan  # of s1
+    with Bags(path) as damaged:
+        cohort = build_cohort(
+            damaged, joined([f"s{i}" for i in range(4)], list("abcd"), [0, 1, 0, 1]), damaged.windows, 2
+        )
+        with pytest.raises(InputError, match=r"1 scans of the bag file have embeddings that are not finite, first s1:"):
+            cohort.rows(damaged)
 
 
 def test_all_windows_give_the_bags_as_they_are(bags: Bags) -> None:

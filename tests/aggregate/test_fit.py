@@ -123,7 +123,7 @@ def test_bfloat16_gives_the_losses_of_float32_where_features_hardly_vary(name: s
         )
         losses.append([[row["train_loss"], row["inner_loss"]] for row in result.history])
     assert losses[0][-1][0] < losses[0][0][0] - 0.05
-    np.testing.assert_allclose(losses[1], losses[0], atol=1e-2)
+    np.testing.assert_allclose(losses[1], losses[0], atol=2e-3)
 
 
 def one_epoch(tile_rows: int, threads: int, dropout: float) -> tuple[float, torch.Tensor]:

@@ -52,7 +52,7 @@ def test_rows_after_the_last_bag_change_nothing() -> None:
 
 
 def test_rows_in_bfloat16_give_the_gradient_to_its_precision() -> None:
-    """Over bags and widths of real size: each part of the gradient within 2 % of float32's, in norm."""
+    """Over bags of real size, narrow: each part of the gradient within 2 % of float32's, in norm."""
     g = torch.Generator().manual_seed(5)
     shapes = [(64, 96), (64,), (64, 64), (64,), (64, 64), (64,), (1, 64), (1,)]
     weights = tuple((torch.randn(s, generator=g) / s[-1] ** 0.5).requires_grad_() for s in shapes)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import aggregate.matrix
+import aggregate.matrix
 import aggregate.matrix_key
 from aggregate.matrix import crossval
 from aggregate.matrix_tables import deviation
@@ -97,6 +98,17 @@ def test_a_cell_is_known_by_its_content_and_not_by_its_name(matrix, trained: lis
     del trained[:]
     crossval(matrix(settings={**SETTINGS, "seed": 1}), progress=False)
     assert len(trained) == 4
+
+
+def test_a_cell_trained_in_another_precision_is_another_cell(
+    matrix, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr(aggregate.matrix, "training_precision", lambda asked, device, found=precision: found)
+        keys.append({cell.key for cell in crossval(matrix(), progress=False).cells})
+    assert len(trained) == 8
+    assert not keys[0] & keys[1]
 
 
 def test_a_change_of_features_alone_is_computed_again(matrix, trained: list[str], make_bags, planted) -> None:

@@ -5,7 +5,9 @@
 
 Common practice: one HDF5 file a scan, opened when the loader asks, padded to 512 with a mask, one fold after another in
 float32, torch's own threads. Both sides start from the same weights, take the same batches in the same order, scale
-features with the training bags' mean and standard deviation and use no dropout, so their losses must agree. A second
+features with the training bags' mean and standard deviation and use no dropout, so their losses must agree; both score
+the test bags of each fold at its end. Few epochs make the least of ours, whose reading and scoring cost the same for
+three or thirty. A second
 line compares single training epochs of two batches, without the preparation before and the evaluation after.
 """
 
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -27,7 +30,7 @@ from extraction import show
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from aggregate.aggregators import build_aggregator
+from aggregate.aggregators import build_aggregator, predict
 from aggregate.fit import Truth, fit, run_epoch, training_precision
 from aggregate.packed import PackedRows
 from aggregate.targets import Targets
@@ -70,6 +73,12 @@ class Data:
         ]
         return cls(features, truth)
 
+    def write(self, folder: Path) -> Path:
+        """All bags in one file that is mapped, as the features of a bag file are."""
+        file = folder / "features.npy"
+        np.save(file, np.concatenate(self.features))
+        return file
+
     @property
     def targets(self) -> Targets:
         names = tuple(Endpoint(str(i), "binary", ("0", "1")) for i in range(self.truth.shape[1]))
@@ -87,13 +96,14 @@ def folds_of(setting: Setting) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]
     return out
 
 
-def ours(data: Data, setting: Setting) -> tuple[float, np.ndarray]:
-    """(seconds, (folds, epochs, 2) losses) of our cross-validation, reading the bags included."""
+def ours(file: Path, data: Data, setting: Setting) -> tuple[float, np.ndarray]:
+    """(seconds, (folds, epochs, 2) losses) of our cross-validation: reading one file, fitting, scoring each fold."""
     started = time.perf_counter()
     preset = Preset("bench", batch=BATCH, epochs=setting.epochs, patience=setting.epochs, dropout=0.0)
-    rows = PackedRows.of(data.features)
+    bounds = np.cumsum([0, *(len(bag) for bag in data.features)]).tolist()
+    rows = PackedRows(np.load(file, mmap_mode="r"), [[slice(a, b)] for a, b in pairwise(bounds)]).in_memory()
     losses = []
-    for fold, (train, inner, _) in enumerate(folds_of(setting)):
+    for fold, (train, inner, test) in enumerate(folds_of(setting)):
         fitted = fit(
             rows,
             data.targets,
@@ -105,6 +115,7 @@ def ours(data: Data, setting: Setting) -> tuple[float, np.ndarray]:
             precision=training_precision("auto", "cpu"),
         )
         losses.append([[row["train_loss"], row["inner_loss"]] for row in fitted.history])
+        predict(fitted.model, rows, test)
     return time.perf_counter() - started, np.array(losses)
 
 
@@ -168,7 +179,7 @@ def common(folder: Path, data: Data, setting: Setting) -> tuple[float, np.ndarra
     scales = [_scale(data, train) for train, _, _ in folds_of(setting)]
     started = time.perf_counter()
     losses = []
-    for fold, (train, inner, _) in enumerate(folds_of(setting)):
+    for fold, (train, inner, test) in enumerate(folds_of(setting)):
         bags = FileBags(folder, data.truth)
         bags.mean, bags.sd = scales[fold]
         model = PaddedAttention.like(setting.labels, (0, 0, fold))
@@ -184,6 +195,9 @@ def common(folder: Path, data: Data, setting: Setting) -> tuple[float, np.ndarra
                     total += LOSS(model(x, mask), truth).item() * len(x)
             of_fold.append([train_loss, total / len(inner)])
         losses.append(of_fold)
+        with torch.no_grad():
+            for x, mask, _ in DataLoader(Subset(bags, test.tolist()), batch_size=BATCH):
+                model(x, mask)
     return time.perf_counter() - started, np.array(losses)
 
 
@@ -235,7 +249,7 @@ def peak_gb() -> float:
 def main(arguments: list[str] | None = None) -> None:
     """Print the ratio, whether the losses agree, the peak memory and what ten endpoints cost."""
     parser = argparse.ArgumentParser()
-    for name, value in (("bags", 1000), ("epochs", 3), ("folds", 5), ("rounds", 1)):
+    for name, value in (("bags", 1000), ("epochs", 3), ("folds", 5), ("rounds", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--memory", choices=["ours", "data"], help="print the peak of one side alone")
     given = parser.parse_args(arguments if arguments is not None else [])
@@ -244,7 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.memory:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports, which would hide any growth
         if given.memory == "ours":
-            ours(data, setting)
+            with tempfile.TemporaryDirectory() as place:
+                ours(data.write(Path(place)), data, setting)
         print(peak_gb())
         return
     size = sum(len(bag) for bag in data.features)
@@ -258,9 +273,14 @@ def main(arguments: list[str] | None = None) -> None:
         for index, bag in enumerate(data.features):
             with h5py.File(Path(place) / f"{index}.h5", "w") as file:
                 file["feats"] = bag
-        for _ in range(given.rounds):
-            own, losses = ours(data, setting)
-            other, others = common(Path(place), data, setting)
+        whole = data.write(Path(place))
+        for number in range(given.rounds):
+            if number % 2:  # who goes first takes turns
+                other, others = common(Path(place), data, setting)
+                own, losses = ours(whole, data, setting)
+            else:
+                own, losses = ours(whole, data, setting)
+                other, others = common(Path(place), data, setting)
             seconds.append((own, other))
             worst = max(worst, float(np.abs(losses - others).max()))
         of_epoch = epoch_ratio(Path(place), data, setting)
@@ -268,7 +288,11 @@ def main(arguments: list[str] | None = None) -> None:
     ratios = [other / own for own, other in seconds]
     fast = statistics.median(ratios)
     spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-    show(f"ABMIL folds, {precision}", f"{fast:.1f} times as fast as common practice ({spread}; target {BOUND:.0f})")
+    verdict = "met" if fast >= BOUND else "MISSED"
+    show(
+        f"ABMIL folds, {precision}",
+        f"{fast:.1f} times common practice's speed ({spread}; bound {BOUND:.0f}: {verdict})",
+    )
     own, other = (statistics.median(side) for side in zip(*seconds, strict=True))
     show("seconds", f"{own:.1f} against {other:.1f}")
     show(f"ABMIL epoch, {precision}", f"{of_epoch:.3f} of common practice's time (bound {EPOCH_BOUND})")
@@ -284,9 +308,11 @@ def _ten_over_one(setting: Setting) -> float:
     small = [Setting(min(setting.bags, 300), labels, 2, 2) for labels in (1, 10)]
     data = [Data.of(each) for each in small]
     ratios = []
-    for _ in range(3):
-        one, ten = (ours(d, s)[0] for d, s in zip(data, small, strict=True))
-        ratios.append(ten / one)
+    with tempfile.TemporaryDirectory() as one_file, tempfile.TemporaryDirectory() as ten_file:
+        files = [each.write(Path(place)) for each, place in zip(data, (one_file, ten_file), strict=True)]
+        for _ in range(3):
+            one, ten = (ours(f, d, s)[0] for f, d, s in zip(files, data, small, strict=True))
+            ratios.append(ten / one)
     return statistics.median(ratios)
 
 

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 import aggregate.matrix
-import aggregate.matrix
 import aggregate.matrix_key
 from aggregate.matrix import crossval
 from aggregate.matrix_tables import deviation

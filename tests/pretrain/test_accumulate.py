@@ -53,14 +53,15 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(small: ModuleType, n
     made = objective(small, name)
     whole, at_once = gradients(made, views(made), None)
     parted, in_parts = gradients(made, views(made), micro_batch)
-    assert largest_difference(whole, parted) < 1e-6
+    assert largest_difference(whole, parted) < 1e-5  # convolutions sum in another order; in double it is 1e-13 below
     assert in_parts.losses["loss"].item() == pytest.approx(at_once.losses["loss"].item(), rel=1e-5)
     assert torch.allclose(in_parts.embeddings, at_once.embeddings, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["moco-v3", "lecl", "dino"])
 @pytest.mark.parametrize("micro_batch", [1, 3])
-def test_in_double_precision_they_differ_by_rounding_alone(small: ModuleType, micro_batch: int) -> None:
-    made = objective(small, "lecl", "VIT").double()
+def test_in_double_precision_they_differ_by_rounding_alone(small: ModuleType, name: str, micro_batch: int) -> None:
+    made = objective(small, name, "VIT").double()
     batch = views(made, dtype=torch.float64)
     assert largest_difference(gradients(made, batch, None)[0], gradients(made, batch, micro_batch)[0]) < 1e-13
 

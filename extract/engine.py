@@ -11,13 +11,13 @@ from pathlib import Path
 from clear.bag_format import FEATURE_TYPES, BagHeader
 from clear.errors import InputError
 from clear.scans import Scan
+from clear.stopping import Interrupted, stopping
 from clear.volume import Volume
 from clear.windows import Window
 from extract.parts import Parts
 from extract.plan import Encoder, check_outputs, check_shard, choose_windows, header_for, in_shard, with_clean_ids
 from extract.result import ExtractionResult
-from extract.run import Run, Settings
-from extract.stopping import Interrupted, stopping
+from extract.run import STOPS, Run, Settings
 
 
 def extract(
@@ -67,7 +67,7 @@ def extract(
     if usable:
         headers = [header_for(encoder, chosen, batch=batch, dtype=dtype) for encoder in encoders]
     mine = [scan for scan in found if in_shard(scan.scan_id, shard)]
-    with stopping() as stop, ExitStack() as stack:
+    with stopping(*STOPS) as stop, ExitStack() as stack:
         run = Run(mine, encoders, settings, stop, _read_volume if read is None else read)
         for path, header in zip(outputs, headers, strict=True):
             wanted = [scan.scan_id for scan in run.usable]

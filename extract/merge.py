@@ -11,10 +11,11 @@ from pathlib import Path
 from clear.bag_format import Bag, ScanRow, joined_provenance
 from clear.bags import Bags, write_bags
 from clear.errors import BagFileError, InputError
+from clear.stopping import Interrupted, stopping
 from extract.parts import SHARD_ENDING, Parts, parts_folder
 from extract.plan import bag_bytes, check_outputs, check_space
 from extract.quality import QualityRow, quality_path, quality_rows, read_quality, write_quality
-from extract.stopping import Interrupted, stopping
+from extract.run import STOPS
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def merge(
     together, OutputError when the file cannot be written.
     """
     (path,) = check_outputs(output, ["merge"])
-    with stopping() as stop:
+    with stopping(*STOPS) as stop:
         try:
             if sources:
                 return _merge_files(path, [Path(source) for source in sources], overwrite, stop.check)

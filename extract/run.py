@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from clear.errors import ClearError, ScanRefused
 from clear.scans import Scan
+from clear.stopping import Stop
 from clear.volume import Volume
 from clear.windows import Window, default_windows
 from extract.outcome import Problem, Unstorable, make_bag, problem_of
@@ -30,9 +31,9 @@ from extract.plan import (
 )
 from extract.quality import QualityRow, Status, quality_path, write_quality
 from extract.readahead import ReadAhead
-from extract.stopping import Stop
 
 MAX_READ_AHEAD_BYTES = 2 << 30
+STOPS = ("finished scans are kept", "finished scans are kept")  # what comes of a stop, and of one at once
 _SEVERITY = {"done": 0, "set aside": 0, "refused": 1, "failed": 2}
 
 

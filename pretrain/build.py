@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clear.atomic import OutputError, output_errors
-from clear.errors import ClearError, InputError
+from clear.errors import InputError
 from clear.scans import Scan
+from clear.stopping import Interrupted
 from pretrain.box_tables import fill_spacing
 from pretrain.boxes import Box, BoxProblem, PlacedBoxes, place_boxes
 from pretrain.build_inputs import find_inputs, fingerprint, origin
@@ -49,12 +50,6 @@ if TYPE_CHECKING:
     from clear.task import Task
 
 __all__ = ["BuildResult", "Interrupted", "build_slices"]
-
-
-class Interrupted(ClearError):
-    """The build was stopped from outside; what is finished is kept, and the same command goes on from there."""
-
-    exit_status = 130
 
 
 def build_slices(

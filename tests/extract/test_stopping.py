@@ -9,14 +9,13 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from clear.bags import Bags
-from extract.stopping import Interrupted, stopping
+from clear.stopping import Interrupted
 
 CRASH = Path(__file__).with_name("crash.py")
 ROOT = CRASH.parents[2]
@@ -120,7 +119,7 @@ def test_a_signal_stops_within_seconds_and_says_how_to_go_on(tmp_path: Path, num
     process.send_signal(number)
     _, said = process.communicate(timeout=20)
     assert time.monotonic() - sent < 5
-    assert "extract.stopping.Interrupted: Stopped:" in said
+    assert "clear.stopping.Interrupted: Stopped:" in said
     assert "of 12 scans are finished and kept. Run the same command to go on." in said
     kept = len(list(parts.glob("*.part.h5")))
     assert kept > 0
@@ -129,37 +128,3 @@ def test_a_signal_stops_within_seconds_and_says_how_to_go_on(tmp_path: Path, num
     assert start(tmp_path / "cohort", tmp_path / "f.h5", 0.0).wait(30) == 0
     assert len(Bags(tmp_path / "f.h5")) == 12
     assert Interrupted.exit_status == 130
-
-
-def test_the_second_signal_ends_the_block_at_once():
-    def stopped_twice() -> None:
-        with stopping() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert stop.requested
-            with pytest.raises(Interrupted):
-                stop.check()
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(10)
-
-    with pytest.raises(Interrupted, match="Stopped at once"):
-        stopped_twice()
-
-
-def test_signal_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with stopping():
-        assert signal.getsignal(signal.SIGTERM) is not before[1]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_in_another_thread_signals_stay_as_they_are():
-    seen = []
-
-    def work() -> None:
-        with stopping() as stop:
-            seen.append((stop.requested, signal.getsignal(signal.SIGINT)))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [(False, signal.getsignal(signal.SIGINT))]

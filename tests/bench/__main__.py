@@ -12,10 +12,16 @@ from __future__ import annotations
 import sys
 
 import extraction
+import pretraining
 import scan
 import training
 
-PARTS = {"extraction": extraction.main, "scan": scan.main, "training": training.main}
+PARTS = {
+    "extraction": extraction.main,
+    "scan": scan.main,
+    "training": training.main,
+    "pretraining": pretraining.main,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PARTS:

@@ -61,8 +61,7 @@ def tasks_show(name: Annotated[str, typer.Argument(help="A task's name, or a tas
     from clear.tasks import describe
 
     for key, value in describe(name).items():
-        lines = value.splitlines()
-        print("\n".join(f"{label:<14}{line}" for label, line in zip([key] + [""] * len(lines), lines, strict=False)))
+        print("\n".join(f"{'' if number else key:<14}{line}" for number, line in enumerate(value.splitlines())))
 
 
 @tasks_app.command("init")

@@ -82,7 +82,7 @@ def _as_text(column: pl.Series) -> pl.Series:
     if column.dtype == pl.Categorical or isinstance(column.dtype, pl.Enum):
         column = column.cast(pl.String)
     if column.dtype != pl.String:
-        column = column.cast(pl.String, strict=False)
+        column = column.cast(pl.String, strict=False)  # a list or a table in a cell is no label: it reads as unknown
     text = column.str.strip_chars()
     return text.set(text == "", None)
 

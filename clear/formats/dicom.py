@@ -271,6 +271,7 @@ def _read_values(images: Sequence[Image], parsed: Parsed, path: Path, out: NDArr
         values = dicom_pixels.gdcm_values(record, parsed, path)
         out[0] = dicom_pixels.round_to_int16(values) if out.dtype == np.int16 else values
         return ["decoded with SimpleITK (GDCM): 12-bit or progressive JPEG"]
+    # `out` goes on with the next file's slices; a file with too few frames is refused by `stored_frames`
     for image, stored, values_out in zip(images, dicom_pixels.stored_frames(record, parsed), out, strict=False):
         if out.dtype == np.int16:
             dicom_pixels.to_hu(stored, *image.rescale, values_out)

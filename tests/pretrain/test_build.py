@@ -98,9 +98,8 @@ def test_stored_padding_is_air(cohort: Cohort, whole: Path) -> None:
             continue
         volume = read_volume(scan)
         rows = store.table.filter(pl.col("scan_id") == scan.scan_id)["row"]
-        for image, row, limits in zip(
-            volume.hu, rows, volume.padding if volume.padding is not None else [None] * 9, strict=False
-        ):
+        padding = volume.padding if volume.padding is not None else [None] * len(volume.hu)
+        for image, row, limits in zip(volume.hu, rows, padding, strict=True):
             outside = np.zeros(image.shape, bool) if limits is None else (image >= limits[0]) & (image <= limits[1])
             padded += outside.sum()
             np.testing.assert_array_equal(store.read(row).hu, np.where(outside, -1000, image))

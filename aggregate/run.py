@@ -165,6 +165,11 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.settings['task']['name']}, {self.settings['aggregator']})"
 
+    def _repr_html_(self) -> str:
+        from aggregate.notebook import run_card
+
+        return run_card(self)
+
     def _fit(self, repeat: int, fold: int) -> dict[str, Any]:
         """The record of one fit; empty when there is none."""
         fits = self.settings["fits"]

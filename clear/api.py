@@ -16,6 +16,8 @@ from clear.windows import Window, parse_window
 if TYPE_CHECKING:
     import polars as pl
 
+    from aggregate.explain.explanation import Explanation
+    from aggregate.explain.judgement import Evaluation
     from aggregate.matrix import Matrix
     from aggregate.predict import Prediction
     from aggregate.probe import Probe
@@ -113,6 +115,7 @@ def extract(
     workers: int = 2,
     batch: int | None = None,
     dtype: str = "float16",
+    thumbnails: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> ExtractionResult:
@@ -121,7 +124,7 @@ def extract(
     source: a folder, a plan, or the scans themselves. model: one name or several (then `output` holds `{model}`).
     windows: presets or `name=low..high`; the task's, or the modality's defaults, without. task: by name or task file;
     it also names scans whose files do not, and its labels, where they are found in the folder, are written beside the
-    bag file.
+    bag file. thumbnails: keep small pictures of every slice beside the bag file, for reports (`clear.thumbnails`).
     Arguments, weights and the output's place are checked before the first scan is read.
     """
     from clear.sources import expect_weights, find_card, find_weights
@@ -176,6 +179,7 @@ def extract(
         workers=workers,
         batch=batch or DEFAULT_BATCH,
         dtype=dtype,
+        thumbnails=thumbnails,
         overwrite=overwrite,
         progress=progress,
     )
@@ -228,12 +232,21 @@ def train(
     task: str | Path | Task | None = None,
     labels: Path | str | None = None,
     target: str | Sequence[str] | None = None,
+    page: bool = True,
     **settings: Any,
 ) -> Run:
-    """Cross-validate an attention model on a bag file and write the run folder; see `aggregate.train`."""
+    """Cross-validate an attention model on a bag file and write the run folder; see `aggregate.train`.
+
+    page: write report.html into it, see `report`. The run is whole without: where that fails there is a warning.
+    """
     from aggregate import train as run
 
-    return run(bags, task=task, labels=labels, target=target, **settings)
+    made = run(bags, task=task, labels=labels, target=target, **settings)
+    if page:
+        from aggregate.report import report_beside
+
+        report_beside(made, bags)
+    return made
 
 
 def open_run(path: Path | str) -> Run:
@@ -262,6 +275,27 @@ def predict(run: Run | Path | str, bags: Bags | Path | str, **settings: Any) -> 
     from aggregate.predict import predict as score
 
     return score(run, bags, **settings)
+
+
+def explain(run: Run | Path | str, scan_id: str, **settings: Any) -> Explanation:
+    """What a prediction of one scan was made of; see `aggregate.explain.explain.explain`."""
+    from aggregate.explain.explain import explain as run_explain
+
+    return run_explain(run, scan_id, **settings)
+
+
+def evaluate_explanations(run: Run | Path | str, **settings: Any) -> Evaluation:
+    """How often a run's explanations point at what is marked; see `aggregate.explain.evaluate`."""
+    from aggregate.explain.evaluate import evaluate_explanations as judge
+
+    return judge(run, **settings)
+
+
+def report(runs: Run | Path | str | Sequence[Run | Path | str], **settings: Any) -> Path:
+    """Write a run, or several compared, as one self-contained page; see `aggregate.report.report`."""
+    from aggregate.report import report as write
+
+    return write(runs, **settings)
 
 
 def build_slices(inputs: Path | str | Sequence[Path | str], out: Path | str, **settings: Any) -> BuildResult:

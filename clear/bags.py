@@ -78,6 +78,11 @@ class Bags:
         return self._contents
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._contents is None
+
+    @property
     def scans(self) -> pl.DataFrame:
         """One row a scan, ordered by scan_id; what is not known is null, `remarks` is a list of sentences."""
         if self._scans is None:
@@ -149,6 +154,11 @@ class Bags:
     def __repr__(self) -> str:
         windows = ", ".join(window.name for window in self.windows)
         return f"Bags({str(self.path)!r}: {len(self)} scans, {self.encoder}, d = {self.dim}, windows {windows})"
+
+    def _repr_html_(self) -> str:
+        from clear.notebook import bags_card
+
+        return bags_card(self)
 
     def _position(self, scan_id: str) -> int:
         try:

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from clear import __version__, cli_pretrain, cli_tasks, cli_training
+from clear import __version__, cli_explain, cli_pretrain, cli_tasks, cli_training
 from clear.cli_options import Device
 
 app = typer.Typer(
@@ -107,6 +107,9 @@ def extract(
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float16 or float32, how features are stored.")] = "float16",
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Keep small pictures of every slice beside the bag file, for reports.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace a bag file made with other settings.")] = False,
 ) -> None:
     """Encode every usable scan of a folder, once, into a bag file. Run it again to go on where it stopped."""
@@ -129,6 +132,7 @@ def extract(
         device=device,
         precision=precision,
         dtype=dtype,
+        thumbnails=thumbnails,
         overwrite=overwrite,
     )
     print(result.summary())
@@ -262,6 +266,7 @@ def models_verify(
 cli_training.register(app)
 cli_pretrain.register(app)
 cli_tasks.register(app)
+cli_explain.register(app)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,16 +134,32 @@ class Encoder:
             if on_batch is not None:
                 on_batch(1)
             return whole
+        out = np.empty((volume.n_slices * len(windows), self.dim), dtype=np.float32)
+        for start, x in self.prepared(volume, windows, batch=batch):
+            with torch.inference_mode():
+                embeddings = self.forward(x)
+            out[start : start + len(embeddings)] = embeddings.cpu().numpy()
+            if on_batch is not None:
+                on_batch(len(embeddings))
+        return out
+
+    def prepared(
+        self, volume: Volume, windows: Sequence[Window], *, batch: int = DEFAULT_BATCH
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """What a slice encoder is given, batch by batch: (number of the first instance, (n, C, S, S) on the device).
+
+        Instances run slice by slice, windows inside a slice; windows: as `windows_for` gives them; batch: at most this
+        many at a time, never less than one slice.
+        """
         limits = [window.limits(volume.voxels) for window in self.card.channel_windows or windows]
         step = max(1, batch // len(windows))
-        out = np.empty((volume.n_slices * len(windows), self.dim), dtype=np.float32)
         voxels = torch.from_numpy(volume.voxels)
         padding = None if volume.padding is None else torch.from_numpy(volume.padding).to(self.device)
         for first in range(0, volume.n_slices, step):
             part = voxels[first : first + step]
             if self.device.type == "cuda":
                 part = part.pin_memory().to(self.device, non_blocking=True)
-            with torch.inference_mode():
+            with torch.no_grad():
                 x = prepare(
                     part,
                     limits,
@@ -152,12 +168,7 @@ class Encoder:
                     is_ct=volume.modality == "CT",
                     padding=None if padding is None else padding[first : first + step],
                 )
-                embeddings = self.forward(x)
-            start = first * len(windows)
-            out[start : start + len(embeddings)] = embeddings.cpu().numpy()
-            if on_batch is not None:
-                on_batch(len(embeddings))
-        return out
+            yield first * len(windows), x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Prepared inputs (N, C, S, S) to embeddings (N, d) float32, in this encoder's precision."""
@@ -174,6 +185,24 @@ class Encoder:
             features: torch.Tensor = self.network.feature_map(x)
         return features.float()
 
+    @property
+    def pools_map(self) -> bool:
+        """Whether the embedding is computed from `feature_map` alone, by `embed_map`."""
+        return bool(self.network.pools_map)
+
+    def embed_map(self, feature_map: torch.Tensor) -> torch.Tensor:
+        """The rest of the way: what `feature_map` gave, (N, h, w, d'), to embeddings (N, d) float32; differentiable.
+
+        Raises InputError where the embedding is not computed from the map (`pools_map`).
+        """
+        if not self.pools_map:
+            raise InputError(
+                f"encoder {self.name}: its embedding is not pooled from its last map; use attention or occlusion for it"
+            )
+        with self._precision():
+            embeddings: torch.Tensor = self.network.embed_map(feature_map)
+        return embeddings.float()
+
     def last_attention(self, x: torch.Tensor) -> torch.Tensor:
         """(N, heads, T, T) attention of the last block, float32; the first `prefix_tokens` of T are no patches.
 
@@ -186,9 +215,31 @@ class Encoder:
         return attention.float()
 
     @property
+    def reads_class_token(self) -> bool:
+        """Whether the embedding is made of a class token, whose last attention says where it looked."""
+        return bool(getattr(self.network, "reads_class_token", False))
+
+    def through_attention(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(embeddings (N, d) float32, attention (N, heads, T, T)): as `last_attention`, with a gradient between them.
+
+        The attention is a leaf of the graph that ends in the embeddings; nothing before it is recorded.
+        Raises InputError where the embedding is no class token.
+        """
+        if not self.reads_class_token:
+            raise InputError(f"encoder {self.name}: no class token leads from its attention to its embedding")
+        with self._precision():
+            embeddings, attention = self.network.through_attention(x)
+        return embeddings.float(), attention
+
+    @property
     def prefix_tokens(self) -> int:
         """Class token and registers that stand before the patches; 0 without."""
         return int(getattr(self.network, "prefix_tokens", 0))
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a patch of a vision transformer; 0 for another network."""
+        return int(getattr(self.network, "patch_size", 0))
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "bfloat16":

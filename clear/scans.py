@@ -85,6 +85,11 @@ class Scan:
         """`files` as they lie on this machine."""
         return tuple(self.root / file for file in self.files)
 
+    def _repr_html_(self) -> str:
+        from clear.notebook import scan_card
+
+        return scan_card(self)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without `root`."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "root"}

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clear.volume import AIR_HU
+from clear.windows import in_window, outside_value
 
 if TYPE_CHECKING:
     from clear.card import EncoderCard
@@ -77,14 +78,13 @@ def _grey(
     values = slices.float()
     if padding is not None and bool((padding[:, 0] <= padding[:, 1]).any()):
         first, last = (padding[:, i].to(values)[:, None, None] for i in (0, 1))
-        values = values.masked_fill((values >= first) & (values <= last), AIR_HU if is_ct else 0.0)
+        values = values.masked_fill((values >= first) & (values <= last), outside_value(is_ct))
     if card.intensity == "slice_zscore":
-        return _standardised(values, pixel_spacing_mm, card, float(AIR_HU) if is_ct else 0.0)[:, None]
+        return _standardised(values, pixel_spacing_mm, card, outside_value(is_ct))[:, None]
     planes = []
     for low, high in limits:
-        scale = 1.0 / (high - low)
-        windowed = values.sub(low).mul_(scale).clamp_(0.0, 1.0)
-        beyond = min(max((AIR_HU - low) * scale, 0.0), 1.0) if is_ct else 0.0
+        windowed = in_window(values, low, high)
+        beyond = min(max((AIR_HU - low) * (1.0 / (high - low)), 0.0), 1.0) if is_ct else 0.0
         planes.append(_resize(_square(windowed, pixel_spacing_mm, card.field_of_view_mm, beyond), card))
     return torch.stack(planes, dim=1).flatten(0, 1)[:, None]
 

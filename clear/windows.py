@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from clear.errors import InputError
+from clear.volume import AIR_HU
+
+Values = TypeVar("Values", bound=Any)  # an array or a tensor of floats
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,22 @@ PERCENTILE = Window("percentile", 0.5, 99.5, "percentile")
 PRESETS = {window.name: window for window in (ABDOMEN, LUNG, PERCENTILE)}
 CT_DEFAULT = (ABDOMEN, LUNG)
 OTHER_DEFAULT = (PERCENTILE,)
+
+
+def in_window(values: Values, low: float, high: float) -> Values:
+    """Float values, an array or a tensor, mapped so that low is 0 and high is 1, and clipped there.
+
+    Encoder inputs (`clear.slices`) and pictures (`clear.pictures`) both come from here, so they show the same.
+    """
+    windowed = values - low
+    windowed *= 1.0 / (high - low)
+    clipped: Values = windowed.clip(0.0, 1.0)
+    return clipped
+
+
+def outside_value(is_ct: bool) -> float:
+    """What stored padding, pixels outside the image, is painted with: air in CT, 0 elsewhere."""
+    return float(AIR_HU) if is_ct else 0.0
 
 
 def default_windows(modality: str) -> tuple[Window, ...]:

@@ -18,6 +18,7 @@ from extract.parts import Parts
 from extract.plan import Encoder, check_outputs, check_shard, choose_windows, header_for, in_shard, with_clean_ids
 from extract.result import ExtractionResult
 from extract.run import STOPS, Run, Settings
+from extract.thumbnails import ThumbnailFolder
 
 
 def extract(
@@ -33,6 +34,7 @@ def extract(
     batch: int = 16,
     overwrite: bool = False,
     dtype: str = "float16",
+    thumbnails: bool = False,
     progress: bool | None = None,
     read: Callable[[Scan], Volume] | None = None,
 ) -> ExtractionResult:
@@ -43,6 +45,7 @@ def extract(
     shard: (i, n) encodes the i-th of n parts of the scans (from 1) and leaves the file to `merge`.
     workers: reading threads. batch: instances at a time, within a scan. overwrite: replace a file of another identity
     (encoder, windows, preprocessing, dtype); one of the same identity always carries its scans over.
+    thumbnails: keep pictures of every slice beside each output (`clear.thumbnails`), also of scans encoded before.
     progress: a bar on standard error; None shows it in a terminal only. read: how a scan becomes a volume.
 
     Raises InputError and OutputError before the first scan where that is possible, OutputError when the disk fails
@@ -73,9 +76,12 @@ def extract(
             wanted = [scan.scan_id for scan in run.usable]
             parts = Parts(path, header, overwrite=overwrite, shared=shard is not None, wanted=wanted)
             run.parts.append(stack.enter_context(parts))
+            if thumbnails and header is not None:
+                run.thumbnails.append(ThumbnailFolder(path, header, parts.folder))
         try:
             run.encode_all(workers, progress, shard)
             quality = run.write_quality(shard)
+            remarks = run.remarks(shard)
             changed = [] if shard is not None else [parts.finish(stop.check) for parts in run.parts]
         except Interrupted as error:
             raise Interrupted(run.farewell(shard)) from error
@@ -83,8 +89,11 @@ def extract(
     notes = [f"{encoder.name}: {encoder.weights_note}" for encoder in encoders]
     if shard is not None:
         notes.append(f"Shard {shard[0]} of {shard[1]} is finished; after the last one: clear bags merge {outputs[0]}")
-    elif not any(changed) and not run.new:
+    elif not any(changed) and not run.new and not run.pictured:
         notes.append("Nothing was new." if counts["done"] else "No scan could be used; no bag file was written.")
+    if run.pictured:
+        notes.append(f"Thumbnails were made of {len(run.pictured)} scan(s) that had been encoded before.")
+    notes += remarks
     return ExtractionResult(
         outputs=tuple(outputs),
         quality=tuple(quality),

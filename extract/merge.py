@@ -16,6 +16,7 @@ from extract.parts import SHARD_ENDING, Parts, parts_folder
 from extract.plan import bag_bytes, check_outputs, check_space
 from extract.quality import QualityRow, quality_path, quality_rows, read_quality, write_quality
 from extract.run import STOPS
+from extract.thumbnails import ThumbnailFolder, adopt_all
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,13 @@ def _merge_files(path: Path, sources: Sequence[Path], overwrite: bool, check: Ca
 
         if quality:
             write_quality(quality_path(path), quality.values(), aside=parts.folder / "quality.tmp")
+        places = [bags.path for bags in files]
+        notes = adopt_all(places, rows.values(), lambda: ThumbnailFolder(path, header, parts.folder), check)
         write_bags(path, header, list(rows.values()), load, aside=parts.folder / f"whole.tmp{path.suffix}")
         several = [name for name, value in header.provenance.items() if isinstance(value, dict) and "several" in value]
-        notes = (f"The files were made in runs that differ in {', '.join(several)}.",) if several else ()
-        return MergeResult(path, len(rows), instances, notes=notes)
+        if several:
+            notes.insert(0, f"The files were made in runs that differ in {', '.join(several)}.")
+        return MergeResult(path, len(rows), instances, notes=tuple(notes))
 
 
 def _check_identity(first: Bags, other: Bags) -> None:

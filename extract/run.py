@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from extract.plan import (
 )
 from extract.quality import QualityRow, Status, quality_path, write_quality
 from extract.readahead import ReadAhead
+from extract.thumbnails import PICTURE_BYTES, Pictures, ThumbnailFolder, make_pictures, write_pictures
 
 MAX_READ_AHEAD_BYTES = 2 << 30
 STOPS = ("finished scans are kept", "finished scans are kept")  # what comes of a stop, and of one at once
@@ -39,20 +40,27 @@ _SEVERITY = {"done": 0, "set aside": 0, "refused": 1, "failed": 2}
 
 @dataclass(frozen=True)
 class Decoded:
-    """A volume ready to encode."""
+    """A volume ready to encode. pictures: thumbnails that some output lacks."""
 
     volume: Volume
     digest: str
     fingerprint: str
     seconds: float
+    pictures: Pictures = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A scan to read, and which outputs need it."""
+    """A scan to read, which outputs need its embeddings, and which have these and lack its thumbnails alone."""
 
     scan: Scan
     needs: tuple[int, ...]
+    unpictured: tuple[int, ...] = ()
+
+    @property
+    def n_slices(self) -> int:
+        """Slices to go through, for all outputs."""
+        return self.scan.n_slices * max(1, len(self.needs))
 
 
 @dataclass(frozen=True)
@@ -79,15 +87,17 @@ class Run:
         self.usable = [scan for scan in scans if scan.verdict == "use"]
         self.encoders, self.settings, self.stop, self.read = encoders, settings, stop, read
         self.parts: list[Parts] = []
+        self.thumbnails: list[ThumbnailFolder] = []  # one an output, or none at all
         self.problems: list[dict[str, Problem]] = [{} for _ in encoders]
         self.new: set[str] = set()
+        self.pictured: set[str] = set()  # encoded before, thumbnails made in this run
         self.slices = 0
 
     def encode_all(self, workers: int, progress: bool | None, shard: tuple[int, int] | None) -> None:
         """Reads and encodes what is not finished yet; each scan is decoded once, whatever the number of encoders."""
         jobs = self._jobs()
         self._check_space(jobs, shard)
-        total = sum(job.scan.n_slices * len(job.needs) for job in jobs)
+        total = sum(job.n_slices for job in jobs)
         ahead = ReadAhead(
             jobs,
             self._decode,
@@ -103,8 +113,12 @@ class Run:
                 before = bar.n
                 for i in job.needs:
                     self._encode(i, job.scan, result, bar)
+                for i in job.unpictured:
+                    if isinstance(result, Decoded):  # else its embeddings stand, and a remark says what is missing
+                        self._write_pictures(i, result)
+                        self.pictured.add(job.scan.scan_id)
                 del result  # its memory counts as free when the next result is asked for
-                bar.update(job.scan.n_slices * len(job.needs) - (bar.n - before))
+                bar.update(job.n_slices - (bar.n - before))
                 finished += 1  # noqa: SIM113  # enumerate would hold on to the volume before
                 bar.set_postfix_str(f"scan {finished}/{len(jobs)}")
 
@@ -119,8 +133,13 @@ class Run:
             for parts, k in zip(self.parts, known, strict=True):
                 if k is not None and now and k.fingerprint == now:
                     parts.keep(with_plan(k.row, scan), now)
-            if needs:
-                jobs.append(Job(scan, tuple(needs)))
+            unpictured = [
+                i
+                for i, (folder, k) in enumerate(zip(self.thumbnails, known, strict=False))  # no folder, no pictures
+                if k is not None and i not in needs and not folder.holds(k.row.digest, k.row.modality)
+            ]
+            if needs or unpictured:
+                jobs.append(Job(scan, tuple(needs), tuple(unpictured)))
         return jobs
 
     def _check_space(self, jobs: Sequence[Job], shard: tuple[int, int] | None) -> None:
@@ -134,6 +153,10 @@ class Run:
             old = sum(bag_bytes(known.row.n_slices, header) for known in parts.known.values())
             unfinished = bool(todo) or any(known.part for known in parts.known.values())
             needs[parts.output] = new + (new + old if shard is None and unfinished else 0)
+            if self.thumbnails:
+                shown = [job.scan for job in jobs if i in job.unpictured] + todo
+                per_slice = PICTURE_BYTES * len(self.parts[i].header.windows)
+                needs[parts.output] += sum(scan.n_slices for scan in shown) * per_slice
         check_space(needs)
 
     def _decode(self, job: Job) -> Decoded | Problem:
@@ -142,7 +165,9 @@ class Run:
         try:
             before = fingerprint(job.scan)
             volume = self.read(job.scan)
-            return Decoded(volume, volume.digest, before, time.monotonic() - started)
+            digest, seconds = volume.digest, time.monotonic() - started
+            folders = [self.thumbnails[i] for i in (*job.needs, *job.unpictured)] if self.thumbnails else []
+            return Decoded(volume, digest, before, seconds, make_pictures(volume, digest, folders))
         except Exception as error:  # the barrier: one bad scan costs one scan
             return problem_of(error, job.scan, "reading")
 
@@ -171,6 +196,7 @@ class Run:
             row = row_for(scan, volume, decoded.digest, parts.header)
             known = parts.known.get(scan.scan_id)
             if known is not None and (known.row.digest, known.row.length) == (row.digest, row.length):
+                self._write_pictures(i, decoded)
                 parts.keep(row, decoded.fingerprint)  # only names or times of its files changed
                 return None
             started = time.monotonic()
@@ -185,10 +211,16 @@ class Run:
             raise
         except Exception as error:  # the barrier: one bad scan costs one scan
             return problem_of(error, scan, "encoding")
+        self._write_pictures(i, decoded)
         parts.commit(row, bag, fingerprint=decoded.fingerprint, read_seconds=decoded.seconds, encode_seconds=seconds)
         self.new.add(scan.scan_id)
         self.slices += volume.n_slices
         return None
+
+    def _write_pictures(self, i: int, decoded: Decoded) -> None:
+        if decoded.pictures:
+            digest, modality = decoded.digest, decoded.volume.modality
+            write_pictures(decoded.pictures, digest, modality, self.thumbnails[i], self.thumbnails)
 
     def status_of(self, i: int, scan: Scan) -> Problem | Status:
         """What became of a scan in output i."""
@@ -238,6 +270,15 @@ class Run:
             message=message,
             remarks="; ".join(scan.remarks),
         )
+
+    def remarks(self, shard: tuple[int, int] | None) -> list[str]:
+        """How many scans lack thumbnails, of each output; of a shard, among its own scans."""
+        mine = {scan.scan_id for scan in self.usable}
+        remarks = []
+        for folder, parts in zip(self.thumbnails, self.parts, strict=False):
+            known = [known.row for scan_id, known in parts.known.items() if shard is None or scan_id in mine]
+            remarks += folder.remark(known)
+        return remarks
 
     def farewell(self, shard: tuple[int, int] | None) -> str:
         """What is kept and how to go on."""

@@ -56,6 +56,8 @@ class CTCLIPEncoder(nn.Module):
     output: `latent`, of unit length, as the published class compares it with reports; `latent_unnormalised`.
     """
 
+    pools_map = True
+
     def __init__(self, output: str, dim_latent: int, **ctvit: int) -> None:
         super().__init__()
         if min(dim_latent, *ctvit.values()) < 1 or ctvit["image_size"] % ctvit["patch_size"]:
@@ -66,8 +68,12 @@ class CTCLIPEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, z, x, y), grown to the patient's head, left and back, in -1..1, to (N, d) float32."""
-        pooled = self.feature_map(x).mean(dim=1).flatten(1)  # (N, h * w * d)
-        with torch.autocast(x.device.type, enabled=False):  # a product with one row takes no time worth saving
+        return self.embed_map(self.feature_map(x))
+
+    def embed_map(self, features: Tensor) -> Tensor:
+        """(N, t, h, w, d') of `feature_map` to (N, d)."""
+        pooled = features.mean(dim=1).flatten(1)  # (N, h * w * d')
+        with torch.autocast(features.device.type, enabled=False):  # a product with one row takes no time worth saving
             latent: Tensor = self.to_visual_latent(pooled.to(self.to_visual_latent.weight.dtype)).float()
         return functional.normalize(latent, dim=-1) if self.normalised else latent
 

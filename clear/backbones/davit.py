@@ -26,6 +26,7 @@ class DaViTEncoder(nn.Module):
     """timm's DaViT with a projection to d for its classifier. Tensor names are timm's with `network.` in front."""
 
     prefix_tokens = 0
+    pools_map = True
 
     def __init__(self, network: Any, dim: int) -> None:
         super().__init__()
@@ -35,14 +36,18 @@ class DaViTEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, S, S) to (N, d), each of length 1. S a multiple of 32."""
-        pooled: Tensor = self.network.forward_features(x).mean(dim=(2, 3), keepdim=True)
-        projected = self.network.head.fc(self.network.head.norm(pooled).flatten(1))
-        return functional.normalize(projected.float(), dim=-1)
+        return self.embed_map(self.feature_map(x))
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(N, 3, S, S) to (N, S/32, S/32, width), before the final LayerNorm, which follows the mean."""
         features: Tensor = self.network.forward_features(x)
         return features.permute(0, 2, 3, 1)
+
+    def embed_map(self, features: Tensor) -> Tensor:
+        """(N, h, w, width) of `feature_map` to (N, d): mean, LayerNorm, projection, length 1."""
+        pooled = features.permute(0, 3, 1, 2).mean(dim=(2, 3), keepdim=True)
+        projected = self.network.head.fc(self.network.head.norm(pooled).flatten(1))
+        return functional.normalize(projected.float(), dim=-1)
 
 
 def build(card: EncoderCard) -> nn.Module:

@@ -50,6 +50,8 @@ class MerlinEncoder(nn.Module):
     was aligned with reports (512 values, not normalised); `phenotypes`, 1692 logits.
     """
 
+    pools_map = True
+
     def __init__(
         self,
         output: str,
@@ -71,17 +73,23 @@ class MerlinEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, x, y, z), grown to the patient's right, front and head, in 0..1, to (N, d)."""
-        network: I3ResNet = self.encode_image["i3_resnet"]  # type: ignore[assignment]  # the one put in above
-        pooled: Tensor = network(x).mean(dim=(2, 3, 4))
-        if self.head is None:
-            return pooled
-        head: nn.Conv3d = getattr(network, self.head)
-        return functional.linear(pooled, head.weight.flatten(1), head.bias).float()
+        return self._embed(self.encode_image["i3_resnet"](x))
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(N, 1, x, y, z) to the last map, channels last: (N, z / 32, x / 32, y / 32, 2048), halves rounded up."""
         maps: Tensor = self.encode_image["i3_resnet"](x)
         return maps.movedim(1, -1)
+
+    def embed_map(self, features: Tensor) -> Tensor:
+        """(N, t, h, w, 2048) of `feature_map` to (N, d): their mean, through the head of the card's output."""
+        return self._embed(features.movedim(-1, 1))
+
+    def _embed(self, maps: Tensor) -> Tensor:
+        pooled = maps.mean(dim=(2, 3, 4))
+        if self.head is None:
+            return pooled
+        head: nn.Conv3d = getattr(self.encode_image["i3_resnet"], self.head)
+        return functional.linear(pooled, head.weight.flatten(1), head.bias).float()
 
 
 class I3ResNet(nn.Module):

@@ -23,7 +23,7 @@ from clear.backbones.building import building, check_run
 from clear.backbones.positions import resize_positions
 from clear.backbones.renaming import renamed
 from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, any_named, counts
-from clear.backbones.vit_attention import last_attention, patch_map
+from clear.backbones.vit_attention import last_attention, patch_map, through_attention
 from clear.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -52,11 +52,15 @@ _WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 class OpenClipEncoder(nn.Module):
     """A timm ViT and, unless the class token itself is the embedding, a projection without bias."""
 
+    reads_class_token = True
+    pools_map = False
+
     def __init__(self, trunk: Any, projection: int | None, normalise: bool) -> None:
         super().__init__()
         self.trunk = trunk
         self.normalise = normalise
         self.prefix_tokens = int(trunk.num_prefix_tokens)
+        self.patch_size = int(trunk.patch_embed.patch_size[0])
         self.head = (
             None
             if projection is None
@@ -78,6 +82,10 @@ class OpenClipEncoder(nn.Module):
     def last_attention(self, x: Tensor) -> Tensor:
         """Softmaxed attention of the trunk's last block, (N, heads, T, T); the class token is token 0."""
         return last_attention(self.trunk, x)
+
+    def through_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(embeddings (N, d), attention of the trunk's last block as the leaf of their graph)."""
+        return through_attention(self, self.trunk, x)
 
 
 def build(card: EncoderCard) -> nn.Module:

@@ -97,6 +97,8 @@ class Neck(nn.Module):
 class Sam2Encoder(nn.Module):
     """Trunk, neck and the mean over positions. Height and width must be multiples of 32 pixels (see `build`)."""
 
+    pools_map = True
+
     def __init__(self, trunk: Any, neck: Neck) -> None:
         super().__init__()
         self.trunk = trunk
@@ -108,13 +110,17 @@ class Sam2Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, d)."""
-        return self.feature_map(x).mean(dim=(1, 2))
+        return self.embed_map(self.feature_map(x))
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the `vision_features` of SAM 2, (N, H/16, W/16, d)."""
         third, fourth = self.trunk.forward_intermediates(x, indices=[2, 3], output_fmt="NHWC", intermediates_only=True)
         features: Tensor = self.neck(third, fourth)
         return features.permute(0, 2, 3, 1)
+
+    def embed_map(self, features: Tensor) -> Tensor:
+        """(N, h, w, d) of `feature_map` to (N, d): their mean."""
+        return features.mean(dim=(1, 2))
 
 
 def build(card: EncoderCard) -> nn.Module:

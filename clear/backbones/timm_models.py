@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from clear.backbones.building import LIBRARY_ERRORS, building, check_run
@@ -21,7 +23,7 @@ from clear.backbones.renaming import renamed
 from clear.backbones.residual import keep_float32
 from clear.backbones.stem import fold_stem
 from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, any_named, counts, ratio
-from clear.backbones.vit_attention import last_attention, patch_map
+from clear.backbones.vit_attention import last_attention, patch_map, through_attention
 from clear.checkpoints import check_kind
 from clear.errors import InputError, WeightsError
 
@@ -41,6 +43,8 @@ class TimmEncoder(nn.Module):
 
     Tensor names are timm's own, with `network.` in front. prefix_tokens: class token and registers before the patches.
     rounds_weights: every product runs under autocast, so its weights may be rounded beforehand.
+    reads_class_token: the embedding is made of the class token; pools_map: it is made of `feature_map` alone.
+    patch_size: pixels a patch of a vision transformer, else 0.
     """
 
     rounds_weights = True
@@ -50,6 +54,15 @@ class TimmEncoder(nn.Module):
         self.network = network
         self.pooling = pooling
         self.prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
+        is_vit = isinstance(
+            network, VisionTransformer | Eva
+        )  # others attend over channels, or with tokens of their own
+        self.patch_size = int(network.patch_embed.patch_size[0]) if is_vit else 0
+        has_token = is_vit and getattr(network, "cls_token", None) is not None
+        native_token = pooling == "native" and getattr(network, "global_pool", "") == "token"
+        self.reads_class_token = has_token and (native_token or pooling in ("class_token", "class_patch_mean"))
+        own = pooling == "native" and not self.prefix_tokens and hasattr(network, "forward_head")
+        self.pools_map = own or pooling in ("mean_norm", "mean", "patch_mean")
         if pooling == "mean_norm":
             norm: nn.Module = network.get_submodule("head.norm")
             network.head = nn.ModuleDict({"norm": norm})
@@ -66,8 +79,7 @@ class TimmEncoder(nn.Module):
             return embeddings
         features: Tensor = self.network.forward_features(x)
         if self.pooling == "mean_norm":  # MambaOut: maps are (N, H, W, d)
-            pooled: Tensor = self.network.head["norm"](features.mean(dim=(1, 2)))
-            return pooled
+            return self.embed_map(features)
         if self.pooling == "mean":
             return features.mean(dim=(1, 2) if _channels_last(self.network) else (2, 3))
         first, patches = features[:, 0], features[:, self.prefix_tokens :].mean(dim=1)  # (N, T, d), normed
@@ -86,9 +98,27 @@ class TimmEncoder(nn.Module):
             raise InputError(f"{type(self.network).__name__} has no map of the slice that can be looked at")
         return features if _channels_last(self.network) else features.permute(0, 2, 3, 1)
 
+    def embed_map(self, features: Tensor) -> Tensor:
+        """(N, h, w, d) of `feature_map` to (N, d), as `forward` pools it; only where `pools_map`."""
+        if self.pooling == "native":
+            if _has_tokens(self.network):
+                features = features.flatten(1, 2)
+            elif not _channels_last(self.network):
+                features = features.permute(0, 3, 1, 2)
+            embeddings: Tensor = self.network.forward_head(features)
+            return embeddings
+        pooled = features.mean(dim=(1, 2))
+        if self.pooling == "mean_norm":
+            pooled = self.network.head["norm"](pooled)
+        return pooled
+
     def last_attention(self, x: Tensor) -> Tensor:
         """(N, heads, T, T) of the last block; InputError for a network without attention."""
         return last_attention(self.network, x)
+
+    def through_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(embeddings (N, d), attention of the last block as the leaf of their graph)."""
+        return through_attention(self, self.network, x)
 
 
 def _channels_last(network: Any) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
@@ -16,20 +19,44 @@ def last_attention(vit: Any, x: Tensor) -> Tensor:
     timm computes attention fused, which keeps no weights; the last block alone is computed unfused here, and its
     weights are what reaches the (idle) dropout. Raises InputError when the network has no attention blocks.
     """
+    seen: list[Tensor] = []
+    with _unfused(vit, lambda module, inputs, output: seen.append(output)):
+        vit.forward_features(x)
+    return seen[0].float()
+
+
+def through_attention(encoder: nn.Module, vit: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(embeddings (N, d), attention (N, heads, T, T)) of an encoder whose transformer is `vit`.
+
+    The attention is `last_attention`'s, as the leaf of a graph that ends in the embeddings. Weights of a frozen encoder
+    and its input need no gradient, so nothing before the last attention is recorded.
+    """
+    leaves: list[Tensor] = []
+
+    def begin(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_(True))
+        return leaves[-1]
+
+    with torch.enable_grad(), _unfused(vit, begin):
+        embeddings: Tensor = encoder(x)
+    return embeddings, leaves[0]
+
+
+@contextmanager
+def _unfused(vit: Any, hook: Callable[..., Tensor | None]) -> Iterator[None]:
+    """The last block's attention as products and a softmax, whose output goes through `hook`."""
     blocks = getattr(vit, "blocks", None)
     attention = getattr(blocks[-1], "attn", None) if blocks is not None and len(blocks) else None
     if attention is None or not hasattr(attention, "attn_drop"):
         raise InputError(f"{type(vit).__name__} has no attention over patches; use Grad-CAM or occlusion for it")
-    seen: list[Tensor] = []
-    hook = attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    handle = attention.attn_drop.register_forward_hook(hook)
     fused = attention.fused_attn
     attention.fused_attn = False
     try:
-        vit.forward_features(x)
+        yield
     finally:
         attention.fused_attn = fused
-        hook.remove()
-    return seen[0].float()
+        handle.remove()
 
 
 def patch_map(vit: Any, x: Tensor) -> Tensor:

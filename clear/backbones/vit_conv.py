@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clear.backbones.building import building, check_run
 from clear.backbones.variants import AnotherFamily, At, Sizes, Variant, any_named, counts, ratio
-from clear.backbones.vit_attention import last_attention, patch_map
+from clear.backbones.vit_attention import last_attention, patch_map, through_attention
 from clear.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ class ConvViT(VisionTransformer):  # type: ignore[misc]  # timm has no types
     """timm's pre-norm ViT on a ConvStem with fixed positions. Weights start as MoCo v3's do."""
 
     prefix_tokens = 1
+    reads_class_token = True
+    pools_map = False
+    patch_size = PATCH
 
     def __init__(
         self, img_size: int, in_chans: int, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float
@@ -110,6 +113,10 @@ class ConvViT(VisionTransformer):  # type: ignore[misc]  # timm has no types
     def last_attention(self, x: Tensor) -> Tensor:
         """Softmaxed attention of the last block, (N, heads, T, T); the class token is token 0."""
         return last_attention(self, x)
+
+    def through_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(embeddings (N, d), attention of the last block as the leaf of their graph)."""
+        return through_attention(self, self, x)
 
 
 def sine_positions(side: int, dim: int) -> Tensor:

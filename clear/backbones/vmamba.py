@@ -170,6 +170,8 @@ def _todays(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class VSSM(nn.Module):
     """The encoder. Arguments bear the official names; a forward_type that ends in `_noz` has no gate."""
 
+    pools_map = True
+
     def __init__(
         self,
         in_chans: int = 3,
@@ -204,7 +206,7 @@ class VSSM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, d)."""
-        return self.feature_map(x).mean(dim=(1, 2))
+        return self.embed_map(self.feature_map(x))
 
     def feature_map(self, x: Tensor) -> Tensor:
         """The normed last map, (N, H/32, W/32, d) for four stages."""
@@ -214,6 +216,10 @@ class VSSM(nn.Module):
             x = _at_least_float32(layer["downsample"](layer["blocks"](x)))
         normed: Tensor = self.classifier["norm"](x)
         return normed
+
+    def embed_map(self, features: Tensor) -> Tensor:
+        """(N, h, w, d) of `feature_map` to (N, d): their mean."""
+        return features.mean(dim=(1, 2))
 
 
 class VSSBlock(nn.Module):

@@ -216,6 +216,26 @@ def test_a_closed_file_says_so_and_arrays_taken_before_stay_readable(h5: Path):
         _ = bags.features
 
 
+def test_a_notebook_shows_what_a_file_holds(written):
+    path, _, _ = written
+    with Bags(path) as bags:
+        shown = bags._repr_html_()
+    for text in ("4, 36 instances", "3, 1 unknown", "moments, d = 4", "abdomen (-175 to 275)", "sörie/1", "=p3"):
+        assert text in shown
+    assert "was closed" in bags._repr_html_()
+
+
+def test_a_hostile_id_stays_text_in_a_notebook(tmp_path: Path):
+    rows, bags = cohort(7)
+    hostile = "<img src=x onerror=alert(1)>"
+    rows = [replace(row, patient_id=hostile) for row in rows]
+    write_bags(tmp_path / "feats.h5", HEADER, rows, lambda row: bags[row.scan_id])
+    shown = Bags(tmp_path / "feats.h5")._repr_html_()
+    assert shown.count("&lt;img src=x onerror=alert(1)&gt;") == 5
+    assert "<img" not in shown
+    assert "and 2 more scans" in shown
+
+
 def test_info_is_plain_data(written):
     path, _, _ = written
     info = json.loads(json.dumps(bags_info(path)))

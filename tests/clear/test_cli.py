@@ -16,6 +16,7 @@ import SimpleITK as sitk
 import clear
 from clear.__main__ import run
 from clear.phantoms import write_cohort
+from clear.thumbnails import Thumbnails
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,19 @@ def test_extract_says_what_the_weights_are_and_sums_up_in_a_line(
     assert run(["bags", "info", str(bags)]) == 0
     assert "mambaout-lecl" in capsys.readouterr().out
     assert run(["bags", "validate", str(bags)]) == 0
+
+
+def test_extract_keeps_thumbnails_when_asked_to(cohort: Path, bags: Path, tmp_path: Path) -> None:
+    again = tmp_path / "feats.h5"
+    command = ["extract", str(cohort / "dicom"), str(again), "--window", "lung", "--device", "cpu"]
+    assert run([*command, "--thumbnails"]) == 0
+    assert again.read_bytes() == bags.read_bytes()
+    assert Thumbnails.of(bags) is None
+    thumbnails = Thumbnails.of(again)
+    assert thumbnails is not None
+    for row in clear.Bags(again).scans.iter_rows(named=True):
+        pictures = [thumbnails.get(row["digest"], z, 0) for z in range(row["n_slices"] + 1)]
+        assert [picture is None for picture in pictures] == [False] * row["n_slices"] + [True]
 
 
 def test_training_by_a_table_prints_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -185,6 +185,22 @@ def test_a_scan_survives_json(mixed: Path) -> None:
         assert Scan.from_dict(json.loads(json.dumps(scan.as_dict())), scan.root) == scan
 
 
+def test_a_notebook_shows_a_scan_and_why_it_is_refused(mixed: Path) -> None:
+    shown = {scan.scan_id: scan._repr_html_() for scan in find_scans(mixed, cache=False)}
+    for text in ("Scan 1.2.3", "CT axial (dicom)", "3 slices of"):
+        assert text in shown["1.2.3"]
+    assert "refused: empty_file" in shown["p2/empty"]
+    assert "set aside: segmentation" in shown["p2/mask"]
+
+
+def test_a_hostile_scan_stays_text_in_a_notebook() -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    fields = dict.fromkeys(("scan_id", "patient_id", "study_uid", "format", "modality", "source", "kernel"), hostile)
+    shown = Scan(**fields, remarks=(hostile,), root=Path())._repr_html_()  # type: ignore[arg-type]
+    assert "<img" not in shown
+    assert shown.count("&lt;img src=x onerror=alert(1)&gt;") == 8
+
+
 def test_a_verdict_and_its_reason_go_together() -> None:
     with pytest.raises(ValueError, match="reason"):
         Scan(scan_id="a", format="nifti", source="a", root=Path(), verdict="refused")

@@ -1,9 +1,10 @@
 """Runs in a process of its own: extractions that die at chosen instants, or that wait to be killed.
 
 `crash.py run COHORT OUTPUT DELAY_S`: one extraction of slow batches; says "reading" when it begins.
-`crash.py sweep FOLDER SUFFIX EVERY`: dies before the k-th call that touches the disk, for k = 1, 1 + EVERY, ... until
-one survives, then goes on undisturbed; prints one JSON line: instants, mismatches (instants after which anything
-differs from an undisturbed run), and calls (how many a run makes).
+`crash.py sweep FOLDER SUFFIX EVERY [thumbnails]`: dies before the k-th call that touches the disk, for
+k = 1, 1 + EVERY, ... until one survives, then goes on undisturbed; prints one JSON line: instants, mismatches
+(instants after which anything differs from an undisturbed run), and calls (how many a run makes). With
+`thumbnails` they are kept too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def _cohort_module() -> Any:
     return module
 
 
-def extraction(cohort: Path, output: Path, delay_s: float, *, scans: int = 12, announce: bool = False) -> None:
+def extraction(
+    cohort: Path, output: Path, delay_s: float, *, scans: int = 12, announce: bool = False, thumbnails: bool = False
+) -> None:
     """One extraction of the small cohort."""
     from extract import extract
 
@@ -39,7 +42,8 @@ def extraction(cohort: Path, output: Path, delay_s: float, *, scans: int = 12, a
     if announce:
         print("reading", flush=True)
     encoder = module.FakeEncoder(delay_s=delay_s)
-    extract("cohort", output, [encoder], scans=found, read=module.read_raw, batch=4, progress=False)
+    settings: dict[str, Any] = {"batch": 4, "thumbnails": thumbnails, "progress": False}
+    extract("cohort", output, [encoder], scans=found, read=module.read_raw, **settings)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -48,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): b"" if p.suffix == ".csv" else p.read_bytes() for p in files}
 
 
-def in_child(cohort: Path, output: Path, dies_at: int | None, scans: int) -> tuple[int, int]:
+def in_child(cohort: Path, output: Path, dies_at: int | None, scans: int, thumbnails: bool = False) -> tuple[int, int]:
     """Exit status of an extraction in a forked process, and how many disk calls it made before it ended."""
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -68,7 +72,7 @@ def in_child(cohort: Path, output: Path, dies_at: int | None, scans: int) -> tup
         for name in CALLS:
             setattr(os, name, counting(name, getattr(os, name)))
         try:
-            extraction(cohort, output, 0.0, scans=scans)
+            extraction(cohort, output, 0.0, scans=scans, thumbnails=thumbnails)
             os.write(write_end, str(count).encode())
             os._exit(0)
         except BaseException as error:
@@ -80,24 +84,25 @@ def in_child(cohort: Path, output: Path, dies_at: int | None, scans: int) -> tup
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(said or 0)
 
 
-def sweep(folder: Path, suffix: str, every: int) -> dict[str, Any]:
+def sweep(folder: Path, suffix: str, every: int, thumbnails: bool = False) -> dict[str, Any]:
     """See the module."""
     for package in ("extract", "zarr", "pytest"):  # once, before the forks
         importlib.import_module(package)
 
     cohort = folder / "cohort"
     (folder / "plain").mkdir()
-    status, calls = in_child(cohort, folder / "plain" / f"f{suffix}", None, 3)
+    status, calls = in_child(cohort, folder / "plain" / f"f{suffix}", None, 3, thumbnails)
     assert status == 0
     expected = contents(folder / "plain")
     mismatches, instants = [], range(1, calls + 1, every)
     for instant in instants:
         place = folder / f"at-{instant}"
         place.mkdir()
-        # half of the cohort is in the file already, so that dying while it is replaced is covered too
+        # some of the cohort is in the file already (without thumbnails), so that dying while it is replaced, or while
+        # thumbnails are added, is covered too
         assert in_child(cohort, place / f"f{suffix}", None, 1)[0] == 0
-        died, _ = in_child(cohort, place / f"f{suffix}", instant, 3)
-        again, _ = in_child(cohort, place / f"f{suffix}", None, 3)
+        died, _ = in_child(cohort, place / f"f{suffix}", instant, 3, thumbnails)
+        again, _ = in_child(cohort, place / f"f{suffix}", None, 3, thumbnails)
         if died not in (0, 137) or again != 0 or contents(place) != expected:
             mismatches.append(instant)
         shutil.rmtree(place)
@@ -108,4 +113,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "run":
         extraction(Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4]), announce=True)
     else:
-        print(json.dumps(sweep(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))))
+        print(json.dumps(sweep(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5:] == ["thumbnails"])))

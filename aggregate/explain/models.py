@@ -1,0 +1,72 @@
+"""Which of a run's models may explain a scan: never one that was fitted on its patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from aggregate.aggregators import Aggregator
+from aggregate.run import Run, fold_name
+from clear.errors import InputError
+
+FITTED = ("train", "inner")  # `inner` patients ended the training, so the weights depend on them
+
+
+@dataclass(frozen=True)
+class ScanModels:
+    """models: in eval mode, one a pair; pairs: their (repeat, fold); out_of_fold: the run knows the scan and none of
+    these models was fitted on its patient. A scan that the run does not know has all models and False."""
+
+    models: tuple[Aggregator, ...]
+    pairs: tuple[tuple[int, int], ...]
+    out_of_fold: bool
+
+
+def models_for(run: Run, scan_id: str, *, digest: str | None = None, endpoint: str | None = None) -> ScanModels:
+    """The models that explain a scan: those that scored it out of fold; all of them for a scan the run does not know.
+
+    digest: of the scan's voxels, by which the run knows it again under another name. endpoint: leaves out the models
+    that could not learn it (`Run.not_learnt`), whose logits mean nothing.
+    Raises InputError where every model was fitted on the scan's patient, or none learnt the endpoint.
+    """
+    known = known_as(run, scan_id, digest)
+    pairs = list(run.pairs) if known is None else _not_fitted_on(run, known)
+    if not pairs:
+        raise InputError(
+            f"{run.path}: every model of the run was fitted on the patient of scan {scan_id}, so none can explain it "
+            "honestly. Explain a scan that the run scored, or cross-validate so that each is scored once"
+        )
+    learnt = [pair for pair in pairs if endpoint is None or endpoint not in run.not_learnt(*pair)]
+    if not learnt:
+        folds = ", ".join(fold_name(*pair) for pair in pairs)
+        raise InputError(f"{run.path}: {folds} had nothing to learn {endpoint} from; explain another endpoint or scan")
+    return ScanModels(tuple(run.model(*pair) for pair in learnt), tuple(learnt), known is not None)
+
+
+def known_as(run: Run, scan_id: str, digest: str | None = None) -> str | None:
+    """The run's own name of a scan, by its id or by its voxels; None where it does not know it.
+
+    Raises InputError where a scan of the run has this id but other voxels.
+    """
+    digests: dict[str, str] = run.settings.get("scan_digests", {})
+    if scan_id in set(run.folds["scan_id"].to_list()):
+        if digest is not None and digests.get(scan_id, digest) != digest:
+            raise InputError(
+                f"scan {scan_id}: its voxels ({digest[:12]}) are not those that the run {run.path} knows by this id "
+                f"({digests[scan_id][:12]}). Use the bag file of the run, or give the scan an id of its own"
+            )
+        return scan_id
+    return next((name for name, own in digests.items() if own == digest), None) if digest else None
+
+
+def _not_fitted_on(run: Run, scan_id: str) -> list[tuple[int, int]]:
+    """The pairs that scored the scan; where none did (a file left it out), those that did not see its patient."""
+    own = run.folds.filter(pl.col("scan_id") == scan_id)
+    scored = set(own.filter(pl.col("split") == "test").select("repeat", "fold").iter_rows())
+    if scored:
+        return [pair for pair in run.pairs if pair in scored]
+    patients = own["patient_id"].unique().to_list()
+    seen = run.folds.filter(pl.col("patient_id").is_in(patients) & pl.col("split").is_in(FITTED))
+    fitted = set(seen.select("repeat", "fold").iter_rows())
+    return [pair for pair in run.pairs if pair not in fitted]

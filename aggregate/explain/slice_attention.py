@@ -1,0 +1,127 @@
+"""How much each slice counted: the aggregator's own weights, by slice and window."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from aggregate.aggregators import AGGREGATORS, Aggregator, predict
+from aggregate.cohort import choose_windows, rows_of_scans
+from aggregate.explain.models import known_as, models_for
+from aggregate.packed import PackedRows
+from aggregate.predict import check_bags
+from aggregate.run import Run
+from clear.bags import Bags
+from clear.errors import InputError
+from clear.volume import CANONICAL_AXES
+from clear.windows import Window
+
+
+@dataclass(frozen=True)
+class SliceAttention:
+    """How much each slice of a scan counted, in each window.
+
+    weights: (Z, W) float64, mean over the models, summing to 1 over both; by_model: (M, Z, W), the same of each model
+    of `pairs`. windows: (W,) those that the run was trained on.
+    position_mm: (Z, 3) LPS centre of each slice's first voxel; z_mm: (Z,) their coordinate along the plane's slice axis
+    (`clear.volume.CANONICAL_AXES`: feet to head in axial scans), ascending.
+    out_of_fold: as in `ScanModels`. share: of the bag's attention that fell on this scan, mean over the models: 1
+    unless the run pools the scans of a patient into one bag.
+    """
+
+    scan_id: str
+    windows: tuple[Window, ...]
+    weights: NDArray[np.float64]
+    z_mm: NDArray[np.float64]
+    position_mm: NDArray[np.float64]
+    by_model: NDArray[np.float64]
+    pairs: tuple[tuple[int, int], ...]
+    out_of_fold: bool
+    share: float = 1.0
+
+
+def slice_attention(run: Run, bags: Bags | Path | str, scan_id: str, *, endpoint: str | None = None) -> SliceAttention:
+    """The attention of a scan's bag under the models that may explain it (`models_for`).
+
+    Attention is not of an endpoint: a model with several outputs weighs slices once for all. endpoint: leaves out
+    models that could not learn it. For a scan that the run scored these are the numbers of its attention.h5.
+
+    Raises InputError where the aggregator weighs nothing, the bag file does not fit the run (encoder, preprocessing,
+    windows), the scan's voxels are others than the run's, or its bag is one row for the whole volume.
+    """
+    with ExitStack() as stack:
+        opened = bags if isinstance(bags, Bags) else stack.enter_context(Bags(bags))
+        check_bags(run, opened)
+        windows = choose_windows(opened, run.windows, str(opened.path))
+        row, bag = opened.row(scan_id), opened[scan_id]
+        if (bag.slice < 0).any():
+            raise InputError(
+                f"scan {scan_id}: {opened.encoder} gives one embedding of the whole volume, so there are no slices to "
+                "weigh. Explain a run on a slice encoder"
+            )
+        found = models_for(run, scan_id, digest=row.digest, endpoint=endpoint)
+        for model in found.models:
+            check_weighs(model, run)
+        number = {opened.windows.index(window): w for w, window in enumerate(windows)}
+        ids = _scans_of_bag(run, opened, scan_id, row.digest)
+        parts = rows_of_scans(opened, windows)
+        source = PackedRows(opened.features, [[part for scan in ids for part in parts[scan]]])
+        before = sum(_length(parts[scan]) for scan in ids[: ids.index(scan_id)])
+        start = int(opened.scans.filter(pl.col("scan_id") == scan_id)["start"][0])
+        own = np.concatenate([np.arange(part.start, part.stop, part.step or 1) for part in parts[scan_id]]) - start
+        slices, places = bag.slice[own], np.array([number[int(w)] for w in bag.window[own]])
+        by_model = np.zeros((len(found.models), row.n_slices, len(windows)))
+        for m, model in enumerate(found.models):
+            _, (attention,) = predict(model, source, [0])
+            by_model[m, slices, places] = attention[before : before + len(own)]
+        position_mm = np.full((row.n_slices, 3), np.nan)
+        position_mm[bag.slice] = bag.position_mm
+    share = by_model.sum(axis=(1, 2))
+    by_model /= np.where(share > 0, share, 1.0)[:, None, None]
+    axis = np.asarray(CANONICAL_AXES[row.plane][0], dtype=np.float64)  # type: ignore[index]  # checked when opened
+    return SliceAttention(
+        scan_id=scan_id,
+        windows=windows,
+        weights=by_model.mean(axis=0),
+        z_mm=position_mm @ axis,
+        position_mm=position_mm,
+        by_model=by_model,
+        pairs=found.pairs,
+        out_of_fold=found.out_of_fold,
+        share=float(share.mean()),
+    )
+
+
+def check_weighs(model: Aggregator, run: Run) -> None:
+    """Raises InputError for a model that has no weights of its own for instances."""
+    if not model.returns_attention:
+        name = next(name for name, kind in AGGREGATORS.items() if type(model) is kind)
+        weighing = ", ".join(each for each, kind in AGGREGATORS.items() if kind.returns_attention)
+        raise InputError(
+            f"{run.path}: {name} weighs no instance, so there is no slice attention to show; its gradient maps can be "
+            f"had (gradcam, occlusion). Aggregators that weigh: {weighing}"
+        )
+
+
+def _scans_of_bag(run: Run, bags: Bags, scan_id: str, digest: str) -> list[str]:
+    """The scans that the models see as one bag with this one, in order: itself, unless the run pools patients."""
+    if run.settings["labels"]["join"] != "pool":
+        return [scan_id]
+    known = known_as(run, scan_id, digest)
+    for name in run.predictions["scan_id"].unique().to_list():
+        ids = name.split(";")
+        if known == scan_id and scan_id in ids:
+            return [str(each) for each in ids]
+    patient = bags.row(scan_id).patient_id
+    if patient is None:
+        return [scan_id]
+    return [str(each) for each in bags.scans.filter(pl.col("patient_id") == patient)["scan_id"].to_list()]
+
+
+def _length(parts: tuple[slice, ...]) -> int:
+    return sum(len(range(part.start, part.stop, part.step or 1)) for part in parts)

@@ -1,0 +1,131 @@
+"""Several runs side by side: paired tests of each pair on the scans that both scored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from aggregate.compare import BOOTSTRAP, compare_runs
+from aggregate.figures import Spread, spread_figure, svg
+from aggregate.report.material import Material
+from aggregate.scored import FOLD_MEAN
+from aggregate.summary import METRIC_NAMES, endpoint_name
+from clear.errors import InputError
+
+PAIRS = 10  # of runs; beyond, each run is set against the first alone
+SPREADS = 30
+_SAME = ["repeat", "fold", "split", "scan_id"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs compared. rows: of `aggregate.compare`, with `name` as the page says it; missing: why there are none."""
+
+    a: str
+    b: str
+    rows: tuple[dict[str, Any], ...]
+    remarks: tuple[str, ...]
+    figure: str = ""
+    missing: str = ""
+
+
+def compared(materials: list[Material], *, seed: int = 0) -> list[Pair]:
+    """Every pair of the runs, or each against the first where there are many."""
+    pairs = list(combinations(materials, 2))
+    if len(pairs) > PAIRS:
+        pairs = [(materials[0], other) for other in materials[1:]]
+    return [_pair(a, b, seed, f"c{number}") for number, (a, b) in enumerate(pairs)]
+
+
+def verdict(pair: Pair) -> str:
+    """What the first figure's test says of a pair, as a sentence."""
+    tested = [each for each in pair.rows if each["p"] is not None]
+    if not tested:
+        same = [row for row in pair.rows if row["difference"] == 0]
+        return f"{pair.a} and {pair.b} have the same figures." if same else "No figure is defined in both runs."
+    row = min(tested, key=_speaks)
+    metric = METRIC_NAMES.get(row["metric"], row["metric"])
+    p = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
+    interval = f", 95 % interval {row['ci_low']:+.2f} to {row['ci_high']:+.2f}" if row["ci_low"] is not None else ""
+    clear = row["p"] < 0.05
+    judged = "differ" if clear else "do not differ by more than chance explains"
+    return (
+        f"{pair.a} and {pair.b} {judged} in {metric} of {row['name']}: {_number(row['a'])} against "
+        f"{_number(row['b'])}, difference {row['difference']:+.2f}{interval}, {p} ({row['test']})."
+    )
+
+
+def _pair(a: Material, b: Material, seed: int, mark: str) -> Pair:
+    lacking = [each.name for each in (a, b) if each.predictions is None]
+    if lacking:
+        return Pair(a.name, b.name, (), (), missing=f"{lacking[0]} has no predictions to compare.")
+    remarks = []
+    try:
+        try:
+            table = compare_runs(_Judged(a), _Judged(b), seed=seed)
+        except InputError:
+            table = compare_runs(_Judged(a), _Judged(b), common=True, seed=seed)
+            remarks.append(
+                "The runs did not score the same scans and endpoints under the same labels: only what both share is "
+                "compared, and the figures may differ from those of each run."
+            )
+    except InputError as error:
+        return Pair(a.name, b.name, (), (), missing=f"{a.name} and {b.name} cannot be compared: {error}.")
+    folds = [each.folds.select(_SAME).sort(_SAME) for each in (a, b) if each.folds is not None]
+    if len(folds) == 2 and not folds[0].equals(folds[1]):
+        remarks.append("The runs have other folds, so the split is part of the difference.")
+    kinds = {endpoint.name: endpoint.kind for endpoint in a.endpoints}
+    rows = tuple(
+        {**row, "name": endpoint_name(kinds, row["endpoint"], row["class"])} for row in table.iter_rows(named=True)
+    )
+    return Pair(a.name, b.name, rows, tuple(remarks), _figure(a.name, b.name, rows, mark))
+
+
+class _Judged:
+    """A run as `compare_runs` takes it, called by the page's name for it and not by its path."""
+
+    def __init__(self, material: Material) -> None:
+        self.path = Path(material.name)
+        self.settings = material.settings
+        self.endpoints = material.endpoints
+        self._predictions = material.predictions
+
+    @property
+    def predictions(self) -> pl.DataFrame:
+        assert self._predictions is not None
+        return self._predictions
+
+
+def _figure(a: str, b: str, rows: tuple[dict[str, Any], ...], mark: str) -> str:
+    """Differences of the first metric with their bootstrap intervals."""
+    if not rows:
+        return ""
+    metric, estimator = rows[0]["metric"], rows[-1]["estimator"]
+    chosen = [r for r in rows if (r["metric"], r["estimator"], r["test"]) == (metric, estimator, BOOTSTRAP)]
+    chosen = chosen or [r for r in rows if (r["metric"], r["test"]) == (metric, BOOTSTRAP)]
+    spreads = [
+        Spread(r["name"], _nan(r["difference"]), _nan(r["ci_low"]), _nan(r["ci_high"])) for r in chosen[:SPREADS]
+    ]
+    if not spreads:
+        return ""
+    name = METRIC_NAMES.get(metric, metric)
+    figure = spread_figure(spreads, title=f"{a} minus {b}", x=f"difference of {name}", reference=0.0)
+    return svg(figure, name=f"{mark}-difference")
+
+
+def _speaks(row: dict[str, Any]) -> tuple[bool, bool, bool]:
+    """Which test speaks first: of all endpoints or classes together, of pooled scores, DeLong's."""
+    return row["class"] != "macro", row["estimator"] == FOLD_MEAN, "DeLong" not in row["test"]
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.2f}"

@@ -1,0 +1,144 @@
+"""Pictures of the slices that a page shows: from the scans themselves, or from thumbnails kept by extraction.
+
+A scan is matched cheaply first, by its id or series, else by its geometry, and counts only when the digest of its
+voxels is the one that was extracted. Only scans that are shown are read (`clear.picture_reader`), and of each nothing but
+its pictures is kept; all of them together stay within a budget of bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from clear.bags import Bags
+from clear.errors import ClearError, InputError
+from clear.picture_reader import NOT_THERE, OTHER_VOXELS, REFUSED, Job, read_pictures
+from clear.pictures import data_uri
+from clear.plan import read_plan
+from clear.scans import Scan, find_scans
+from clear.thumbnails import Thumbnails
+from clear.windows import Window
+
+BUDGET = 3_400_000  # bytes of all pictures of a page; as text in it they are a third longer
+CANDIDATES = 4  # scans that are read to find one whose id is not known
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One slice of one scan in one window."""
+
+    scan: str
+    digest: str
+    slice: int
+    window: Window
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """found: wanted slice -> the picture as text for `src`. notes: what could not be shown and why, as sentences."""
+
+    found: Mapping[Wanted, str]
+    notes: tuple[str, ...]
+
+
+def find_pictures(
+    wanted: Sequence[Wanted], bags: Bags, *, scans: Path | str | None = None, budget: int = BUDGET
+) -> Pictures:
+    """The pictures that can be had: from the folder (or plan) `scans`, else from the thumbnails beside the bag file.
+
+    Raises InputError when `scans` is no folder with scans.
+    """
+    room = budget // max(1, len(wanted))
+    notes: list[str] = []
+    found: dict[Wanted, bytes] = {}
+    if scans is not None and wanted:
+        found, notes = _from_scans(wanted, bags, Path(scans), room)
+    rest = [each for each in wanted if each not in found]
+    thumbnails = Thumbnails.of(bags.path)
+    if rest and thumbnails is not None:
+        kept, damaged = _from_thumbnails(rest, thumbnails, room)
+        found |= kept
+        notes += [f"{damaged} thumbnails are damaged."] if damaged else []
+    lacking = sum(each not in found for each in wanted)
+    if lacking == len(wanted) and wanted and scans is None:
+        notes.append(
+            "No pictures: give the folder of the scans with --scans, or extract with --thumbnails. Attention is shown "
+            "without them."
+        )
+    elif lacking:
+        notes.append(f"{lacking} of {len(wanted)} slices have no picture.")
+    return Pictures({each: data_uri(picture) for each, picture in found.items()}, tuple(notes))
+
+
+def _from_scans(wanted: Sequence[Wanted], bags: Bags, place: Path, room: int) -> tuple[dict[Wanted, bytes], list[str]]:
+    of_scan: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
+    for each in wanted:
+        of_scan[each.scan, each.digest].append(each)
+    known = _listed(place, bags.scans)
+    jobs = [
+        Job(
+            tuple(_candidates(scan, bags.scans, known)), digest, tuple((each.slice, each.window) for each in here), room
+        )
+        for (scan, digest), here in of_scan.items()
+    ]
+    found: dict[Wanted, bytes] = {}
+    outcomes: Counter[str] = Counter()
+    for here, answer in zip(of_scan.values(), read_pictures(jobs), strict=True):
+        outcomes[answer.outcome] += 1
+        found |= {each: picture for each, picture in zip(here, answer.pictures, strict=True) if picture is not None}
+    said = {
+        NOT_THERE: "are not in the folder of the scans",
+        OTHER_VOXELS: "have other voxels there than those that were extracted",
+        REFUSED: "could not be read",
+    }
+    return found, [f"{n} scans {said[outcome]}." for outcome, n in outcomes.items() if outcome in said]
+
+
+def _listed(place: Path, scans: pl.DataFrame) -> list[Scan]:
+    if place.is_file() and place.suffix == ".parquet":
+        return read_plan(place)
+    modalities = scans["modality"].unique().to_list()
+    return find_scans(place, modality=modalities[0] if len(modalities) == 1 else None)
+
+
+def _candidates(scan: str, scans: pl.DataFrame, known: Sequence[Scan]) -> list[Scan]:
+    """The scans of the folder that this one may be, likeliest first."""
+    row = scans.row(by_predicate=pl.col("scan_id") == scan, named=True)
+    names = {scan, row["series_uid"]} - {None}
+    named = [each for each in known if each.scan_id in names or each.series_uid in names]
+    if named:
+        return named[:CANDIDATES]
+    others = set(scans["scan_id"])  # a scan that has another's name is that one
+    unnamed = [each for each in known if each.verdict == "use" and each.scan_id not in others]
+    return [each for each in unnamed if _alike(each, row)][:CANDIDATES]
+
+
+def _alike(scan: Scan, row: Mapping[str, object]) -> bool:
+    """Whether a scan under another id has the geometry of this one."""
+    spacing = row["spacing_mm"]
+    if (scan.n_slices, scan.plane) != (row["n_slices"], row["plane"]) or not isinstance(spacing, Sequence):
+        return False
+    pairs = zip(scan.spacing_mm or (), spacing, strict=False)
+    return all(b is None or abs(a - b) < 1e-3 for a, b in pairs)
+
+
+def _from_thumbnails(wanted: Sequence[Wanted], thumbnails: Thumbnails, room: int) -> tuple[dict[Wanted, bytes], int]:
+    found, damaged = {}, 0
+    for each, picture in _thumbnails(wanted, thumbnails):
+        if isinstance(picture, ClearError):
+            damaged += 1
+        elif picture is not None and len(picture) <= room:
+            found[each] = picture
+    return found, damaged
+
+
+def _thumbnails(wanted: Sequence[Wanted], thumbnails: Thumbnails) -> Iterator[tuple[Wanted, bytes | ClearError | None]]:
+    for each in wanted:
+        try:
+            yield each, thumbnails.get(each.digest, each.slice, each.window)
+        except InputError as error:
+            yield each, error

@@ -1,0 +1,84 @@
+"""Cases: which marks belong to which answer of a run, and which scans count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+
+from aggregate.explain.boxes import Box, Boxes
+from aggregate.explain.cases import find_cases
+from clear.endpoints import Endpoint
+from clear.errors import InputError
+
+NODULE = Endpoint("lung nodule", "binary", ("absent", "present"))
+SITE = Endpoint("site", "multiclass", ("Lung", "Liver", "Bone"))
+AGE = Endpoint("age", "regression")
+SCHEMA = ["scan_id", "patient_id", "endpoint", "class", "split", "y_true"]
+
+
+class FakeBags(dict[str, Any]):
+    def row(self, scan: str) -> Any:
+        return self[scan]
+
+
+def run_of(endpoints: tuple[Endpoint, ...], rows: list[tuple[Any, ...]], folds: list[str]) -> Any:
+    predictions = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    return SimpleNamespace(
+        path=Path("runs/r"), endpoints=endpoints, predictions=predictions, folds=pl.DataFrame({"scan_id": folds})
+    )
+
+
+def marks(**labels: list[str]) -> Boxes:
+    found = {scan: tuple(Box((0, 1), (0, 1), (0, 1), name) for name in names) for scan, names in labels.items()}
+    return Boxes(Path("boxes.csv"), found)
+
+
+def bags(**patients: str | None) -> Any:
+    return FakeBags({scan: SimpleNamespace(patient_id=patient) for scan, patient in patients.items()})
+
+
+def test_a_label_belongs_to_the_binary_endpoint_or_the_class_of_its_name() -> None:
+    rows = [
+        ("a", "P1", "lung nodule", "present", "test", 1.0),
+        ("b", "P2", "lung nodule", "present", "test", 0.0),
+        ("a", "P1", "site", "Liver", "test", 0.0),
+        ("b", "P2", "site", "Liver", "test", 1.0),
+        ("b", "P2", "site", "Bone", "test", 0.0),
+    ]
+    run = run_of((NODULE, SITE, AGE), rows, ["a", "b"])
+    cases, remarks = find_cases(run, bags(a="P1", b="P2"), marks(a=["Lung_Nodule", "rib"], b=["liver"]))
+    assert [(each.target.finding, each.label, dict(each.patients)) for each in cases] == [
+        ("lung nodule", "Lung_Nodule", {"a": "P1"}),
+        ("site Liver", "liver", {"b": "P2"}),
+    ]
+    assert remarks == ["rib: marked, but not predicted by this run"]
+
+
+def test_marks_without_a_label_belong_to_the_only_binary_endpoint() -> None:
+    run = run_of((NODULE,), [("a", "P1", "lung nodule", "present", "test", 1.0)], ["a"])
+    cases, _ = find_cases(run, bags(a="P1"), marks(a=[""]))
+    assert cases[0].target.endpoint == NODULE
+    with pytest.raises(InputError, match="marks no label; the run runs/r predicts lung nodule, site Lung"):
+        find_cases(run_of((NODULE, SITE), [], ["a"]), bags(a="P1"), marks(a=[""]))
+
+
+def test_scans_of_a_pooled_patient_count_each_and_strangers_by_their_marks() -> None:
+    rows = [("a;b", "P1", "lung nodule", "present", "test", 1.0), ("c", "P2", "lung nodule", "present", "test", 0.0)]
+    run = run_of((NODULE,), rows, ["a", "b", "c", "d"])
+    marked = marks(b=["lung nodule"], c=["lung nodule"], d=["lung nodule"], x=["lung nodule"], y=["lung nodule"])
+    (case,), remarks = find_cases(run, bags(a="P1", b="P1", c="P2", d="P4", x=None, y="P9"), marked)
+    assert dict(case.patients) == {"b": "P1", "x": "x", "y": "P9"}
+    assert "lung nodule: 2 marked scans are left out" in remarks[0]  # c is negative, d was not scored
+    assert "lung nodule: 1 scans that have it have no mark" in remarks[1]  # a
+
+
+def test_a_run_without_classes_or_without_a_marked_positive_is_refused() -> None:
+    with pytest.raises(InputError, match="its endpoints age have no classes"):
+        find_cases(run_of((AGE,), [], ["a"]), bags(a="P1"), marks(a=["age"]))
+    rows = [("a", "P1", "lung nodule", "present", "test", 0.0)]
+    with pytest.raises(InputError, match="no scan that has a finding is both marked and scored"):
+        find_cases(run_of((NODULE,), rows, ["a"]), bags(a="P1"), marks(a=["lung nodule"]))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from clear.cli_options import Device
+from clear.launch import launched_rank
 
 slices_app = typer.Typer(help="Slice stores: what encoders are trained on.", no_args_is_help=True)
 
@@ -186,8 +186,8 @@ def pretrain(
             **{key: value for key, value in given.items() if value is not None},
         )
     except ClearError as error:
-        if os.environ.get("RANK", "0") != "0":  # the first process says it for all
+        if launched_rank() != 0:  # the first process says it for all; `pretrain.processes` what it cannot know
             raise typer.Exit(error.exit_status) from None
         raise
-    if os.environ.get("RANK", "0") == "0":
+    if launched_rank() == 0:
         print(result.summary())

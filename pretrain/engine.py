@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from clear.atomic import write_aside
 from clear.card import CARD_FILE, WEIGHTS_FILE, EncoderCard, read_card
 from clear.errors import ClearError, InputError
 from clear.frozen import has_native_bfloat16
+from clear.launch import launched, launched_rank
 from clear.stopping import stopping
 from pretrain.accumulate import Autocast
 from pretrain.augmentation import augmentation
@@ -36,9 +37,10 @@ from pretrain.distributed import rank, world_size
 from pretrain.history import EPOCHS, read_history, wants_tensorboard
 from pretrain.judge import LabelledSet, judge, labelled_scans, labelled_slices
 from pretrain.loop import Loop, Row
+from pretrain.objectives import full_options
 from pretrain.objectives.objective import Objective
 from pretrain.optimiser import checkpoint_activations, hold_patch_embedding
-from pretrain.processes import launched, launched_rank, processes
+from pretrain.processes import processes
 from pretrain.run_folder import JUDGED, Identity, check_folder, check_same, is_finished, locked, write_settings
 from pretrain.settings import PretrainSettings
 from pretrain.start import starting_objective, starting_point
@@ -115,11 +117,13 @@ def pretrain(
     if unknown := sorted(set(settings) - known):
         raise InputError(f"pretrain: unknown setting {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
     asked = PretrainSettings(objective=objective, model=model, **settings).settled()
+    asked = replace(asked, options=full_options(objective, asked.options))
     path = Path(output)
     tell = report if report is not None and launched_rank() == 0 else _nothing
     recorded = check_folder(path)
     with_board, no_board = wants_tensorboard(tensorboard)
-    card, tensors = starting_point(asked)
+    start = starting_point(asked)
+    card = start.card
     opened = store if isinstance(store, SliceStore) else SliceStore(store)
     rows, left = rows_to_train_on(opened, leave_out)
     speaks = launched_rank() == 0
@@ -128,14 +132,17 @@ def pretrain(
         stopping(*_STOPS, several=launched() > 1, quiet=not speaks) as stop,
         processes(device) as place,
     ):
-        labelled = _labelled_set(asked, path, judge_patients)
+        if speaks:
+            recorded = check_folder(path)  # once more: another process may have begun or ended in it before the lock
+        labelled = _labelled_set(asked, path, judge_patients, tell)
         precision = _precision(asked, place, recorded)
-        identity = Identity(asked, data_record(opened, rows), card, labelled.digest if labelled else "", precision)
+        judged = labelled.digest if labelled else ""
+        identity = Identity(asked, data_record(opened, rows), card, judged, precision, start.digest, start.origin)
         if recorded is not None:
             check_same(path, recorded, identity)
             if is_finished(path):
                 return _opened(path, 0, time.monotonic() - started)
-        network = starting_objective(asked, card, tensors, place)
+        network = starting_objective(asked, start, place)
         remarks = [no_board, left, hold_patch_embedding(network, asked), few_lesions(network, opened, rows, asked)]
         if asked.checkpoint_grads:
             checkpoint_activations(network)
@@ -184,7 +191,7 @@ def pretrain(
 
 def best_row(epochs: Sequence[Row]) -> Row:
     """The epoch that the judge liked best, the first of equals; the last one without a judge."""
-    judged = [row for row in epochs if "judged" in row]
+    judged = [row for row in epochs if not math.isnan(row.get("judged", math.nan))]
     return max(judged, key=lambda row: row["judged"]) if judged else epochs[-1]
 
 
@@ -217,7 +224,9 @@ def _batches(
     )
 
 
-def _labelled_set(settings: PretrainSettings, path: Path, patients: Path | str | None) -> LabelledSet | None:
+def _labelled_set(
+    settings: PretrainSettings, path: Path, patients: Path | str | None, tell: Callable[[str], None]
+) -> LabelledSet | None:
     """The judge's set; scans of a folder become a store in the run folder first, once."""
     if not settings.judge:
         return None
@@ -229,7 +238,9 @@ def _labelled_set(settings: PretrainSettings, path: Path, patients: Path | str |
                 "--judge-target COLUMN"
             )
         if rank() == 0:
-            build_slices(place, path / JUDGED, workers=max(1, settings.workers))
+            built = build_slices(place, path / JUDGED, workers=max(1, settings.workers))
+            if built.refused or built.failed:
+                tell(f"--judge: {built.summary()}")
         if world_size() > 1:
             dist.barrier()
         place = path / JUDGED
@@ -272,7 +283,7 @@ def _precision(settings: PretrainSettings, device: torch.device, recorded: Mappi
 
 def _finish(path: Path, save_card: Callable[[Row, Path], None], epochs: Sequence[Row]) -> None:
     """The encoder's card in the run folder: the best epoch's where there is a judge, and the last one's beside it."""
-    if "judged" not in best_row(epochs):
+    if math.isnan(best_row(epochs).get("judged", math.nan)):
         save_card(epochs[-1], path)
         return
     save_card(epochs[-1], path / LAST)

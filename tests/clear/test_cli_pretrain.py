@@ -201,7 +201,10 @@ def test_a_store_that_is_none_and_lecl_without_boxes_are_one_sentence(
 def test_one_process_of_several_speaks_for_all(
     slices: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RANK", "1")  # without torchrun there is one process, whatever a scheduler sets
+    assert run(["pretrain", str(slices), "run", "--model", "small", "--batch", "1"]) == 2
+    assert "a step needs 2 of them" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(["pretrain", str(slices), "run", "--model", "small", "--batch", "1"]) == 2
     assert capsys.readouterr().err == ""
 

@@ -16,6 +16,7 @@ import pretrain.engine as engine
 import pretrain.loop as loop_module
 from clear.card import read_card
 from clear.errors import InputError, WeightsError
+from clear.frozen import load_encoder
 from clear.training_record import seen_in_pretraining
 from pretrain.history import read_history
 from pretrain.settings import PretrainSettings
@@ -44,6 +45,55 @@ def test_a_finished_run_is_opened_and_not_trained_again(
     assert again.new_steps == 0
     assert "done before" in again.summary()
     assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_same_options_in_another_spelling_are_the_same_run(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path
+) -> None:
+    heads = {"hidden": 16, "dim": 8}
+    small.train(store, tmp_path / "run", model, epochs=1, options={**heads, "lambda": 1, "crop": (0.2, 1.0)})
+    for options in (
+        {**heads, "crop": [0.2, 1.0]},
+        {**heads, "lambda_": 1.0, "crop": (0.2, 1)},
+        {**heads, "own_key": True, "crop": (0.2, 1.0)},
+    ):
+        assert small.train(store, tmp_path / "run", model, epochs=1, options=options).new_steps == 0
+    with pytest.raises(InputError, match="lambda_ was 1 and is 3"):
+        small.train(store, tmp_path / "run", model, epochs=1, options={**heads, "lambda": 3, "crop": (0.2, 1.0)})
+
+
+def test_a_run_that_began_with_other_weights_is_another_run(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path
+) -> None:
+    one, two = (small.train(store, tmp_path / name, model, epochs=1, seed=i).path for i, name in enumerate("ab"))
+    small.train(store, tmp_path / "run", one, epochs=1, init="own")
+    with pytest.raises(InputError, match="it began with other weights"):
+        small.train(store, tmp_path / "run", two, epochs=1, init="own")
+    assert small.train(store, tmp_path / "run", one, epochs=1, init="own").new_steps == 0
+
+
+@pytest.mark.parametrize("how", ["own", "folder", "file"])
+def test_whoever_was_seen_in_an_earlier_training_stays_seen(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path, how: str
+) -> None:
+    before = small.train(store, tmp_path / "one", model, epochs=1).path
+    other = small.write_store(tmp_path / "other.zarr", prefix="Q")
+    init = {"own": "own", "folder": str(before), "file": str(before / "weights.safetensors")}[how]
+    second = small.train(other, tmp_path / "two", before if how == "own" else model, epochs=1, init=init)
+    assert seen_in_pretraining(second.encoder.as_dict(), ["P-1", "Q-1", "R-1"]) == {"P-1", "Q-1"}
+    assert "one (trained by LeCL" in second.encoder.trained_on
+    third = small.train(other, tmp_path / "three", second.path, epochs=1, init="own", leave_out=["Q-1"])
+    assert seen_in_pretraining(third.encoder.as_dict(), ["P-1", "Q-1", "R-1"]) == {"P-1", "Q-1"}
+    assert len(third.encoder.training["earlier"]) == 2
+
+
+def test_weights_given_beside_their_card_bring_whom_they_have_seen(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path
+) -> None:
+    run = small.train(store, tmp_path / "one", model, epochs=1).path
+    loaded = load_encoder(str(model), run / "weights.safetensors", device="cpu")
+    assert seen_in_pretraining(loaded.card.as_dict(), ["P-1", "R-1"]) == {"P-1"}
+    assert "trained by LeCL" in loaded.weights_note
 
 
 def test_other_settings_need_another_folder(small: ModuleType, store: Path, model: Path, tmp_path: Path) -> None:
@@ -242,7 +292,7 @@ def test_activations_and_patch_embeddings_are_settings_of_the_run(
     small.train(store, tmp_path / "run", vit, epochs=2, checkpoint_grads=True, report=told.append)
     assert any(line.startswith("the patch embedding keeps its start") for line in told)
     settings = PretrainSettings(objective="lecl", model=str(vit))
-    card, _ = engine.starting_point(settings)
+    card = engine.starting_point(settings).card
     from pretrain.initialise import random_network
 
     begun = random_network(card).state_dict()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ from pretrain.optimiser import checkpoint_activations, hold_patch_embedding
 from pretrain.processes import processes
 from pretrain.run_folder import JUDGED, Identity, check_folder, check_same, is_finished, locked, write_settings
 from pretrain.settings import PretrainSettings
+from pretrain.spacing import check_spacing
 from pretrain.start import starting_objective, starting_point
 from pretrain.store import SliceStore
 from pretrain.store_tables import is_store
@@ -134,6 +136,7 @@ def pretrain(
     ):
         if speaks:
             recorded = check_folder(path)  # once more: another process may have begun or ended in it before the lock
+        stop.check()
         labelled = _labelled_set(asked, path, judge_patients, tell)
         precision = _precision(asked, place, recorded)
         judged = labelled.digest if labelled else ""
@@ -143,7 +146,13 @@ def pretrain(
             if is_finished(path):
                 return _opened(path, 0, time.monotonic() - started)
         network = starting_objective(asked, start, place)
-        remarks = [no_board, left, hold_patch_embedding(network, asked), few_lesions(network, opened, rows, asked)]
+        remarks = [
+            no_board,
+            left,
+            check_spacing(opened, rows, card, network.kinds, augmentation(asked.augmentation)),
+            hold_patch_embedding(network, asked),
+            few_lesions(network, opened, rows, asked),
+        ]
         if asked.checkpoint_grads:
             checkpoint_activations(network)
         with _batches(opened, card, network, asked, rows, place) as batches:
@@ -163,6 +172,7 @@ def pretrain(
                 check = stop.check if world_size() == 1 else _nothing
                 loop.judge = partial(_judge, network, card, labelled, asked.seed, loop.autocast, check)
                 remarks += [labelled.describe(), *labelled.remarks, _shared(labelled, opened, rows)]
+                remarks.append(check_spacing(labelled.store, labelled.rows, card))
             checkpoint = read_checkpoint(path / CHECKPOINT) if recorded is not None else None
             if checkpoint is not None:
                 loop.resume(checkpoint)
@@ -263,11 +273,14 @@ def _judge(
 
 def _shared(labelled: LabelledSet, store: SliceStore, rows: NDArray[np.int64]) -> str:
     """A sentence where the judge scores patients that are trained on."""
-    shared = set(labelled.groups.tolist()) & set(store.table[rows]["patient_id"].drop_nulls().to_list())
+    ours, theirs = store.table[rows], labelled.store.table[labelled.rows]
+    known = theirs.filter(pl.col("scan_digest").is_in(ours["scan_digest"].unique().to_list()))  # under whatever name
+    judged = set(labelled.groups.tolist())
+    shared = judged & {*ours["patient_id"].drop_nulls().to_list(), *known["patient_id"].drop_nulls().to_list()}
     if not shared:
         return ""
     return (
-        f"{len(shared)} of the {len(set(labelled.groups.tolist()))} judged patients are trained on too: their figures "
+        f"{len(shared)} of the {len(judged)} judged patients are trained on too: their figures "
         "say less of new ones (--leave-out keeps them apart)"
     )
 

@@ -232,7 +232,7 @@ def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[s
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             for key in dict.fromkeys([*before, *now]):
                 if before.get(key) != now.get(key):
-                    found.append(f"{key} was {_word(before.get(key))} and is {_word(now.get(key))}")
+                    found.append(f"{key.rstrip('_')} was {_word(before.get(key))} and is {_word(now.get(key))}")
         elif before != now:
             found.append(f"{_flag(name)} was {_word(before)} and is {_word(now)}")
     return found

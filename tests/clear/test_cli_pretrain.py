@@ -102,7 +102,10 @@ def test_an_encoder_is_trained_described_and_gone_on_with(
     card = json.loads(Path("run/card.json").read_text())
     assert card["name"] == "mine"
     assert card["trained_on"].endswith("1 epochs from random weights; for a test")
-    assert card["training"]["settings"]["options"] == {"hidden": 16, "dim": 8, "lambda": 3}
+    options = card["training"]["settings"]["options"]
+    assert {name: options[name] for name in ("hidden", "dim", "lambda_", "own_key", "tau")} == {
+        "hidden": 16, "dim": 8, "lambda_": 3, "own_key": True, "tau": 0.2
+    }  # fmt: skip
     assert card["training"]["settings"]["augmentation"]["flips"] == "left_right"
     assert "trained on    trained by LeCL on" in answer(capsys, "models", "show", "run")
     again = answer(capsys, *command, "--name", "mine", "--note", "for a test", "--augment", "flips=left_right")

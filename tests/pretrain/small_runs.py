@@ -80,7 +80,8 @@ def write_store(path: Path, *, patients: int = 6, slices: int = 4, boxes: bool =
             root=path.parent,
         )
         volume = phantom.series[0].volume
-        stored.append(write_scan(path, scan, volume, origin="", fingerprint="", dataset=None))
+        written = write_scan(path, scan, volume, origin="", fingerprint="", dataset=None)
+        stored.append(replace(written, spacing_mm=(1.0, 1.0, 1.0)))  # or crops in mm would be a few of the 40 pixels
         marks[scan.scan_id] = tuple(
             Box(at, float(box.x[0]), float(box.y[0]), float(box.x[1]), float(box.y[1]), box.finding)
             for box in (phantom.boxes if boxes else ())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,7 @@ import pretrain.loop as loop_module
 from clear.card import read_card
 from clear.errors import InputError, WeightsError
 from clear.frozen import load_encoder
+from clear.stopping import Interrupted
 from clear.training_record import seen_in_pretraining
 from pretrain.history import read_history
 from pretrain.settings import PretrainSettings
@@ -58,7 +61,7 @@ def test_the_same_options_in_another_spelling_are_the_same_run(
         {**heads, "own_key": True, "crop": (0.2, 1.0)},
     ):
         assert small.train(store, tmp_path / "run", model, epochs=1, options=options).new_steps == 0
-    with pytest.raises(InputError, match="lambda_ was 1 and is 3"):
+    with pytest.raises(InputError, match="lambda was 1 and is 3"):
         small.train(store, tmp_path / "run", model, epochs=1, options={**heads, "lambda": 3, "crop": (0.2, 1.0)})
 
 
@@ -329,3 +332,41 @@ def test_lars_and_an_uneven_share_of_lesions_train_too(
     )
     assert set(seen) == {0.75}
     assert np.isfinite(result.epochs[0]["loss"])
+
+
+def test_a_stop_before_the_judges_scans_are_stored_is_a_stop(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path] = []
+    monkeypatch.setattr(engine, "build_slices", lambda *_, **__: built.append(tmp_path))
+    real = engine.check_folder
+
+    def signalled(path: Path) -> Any:
+        if any(path.glob(".lock")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(path)
+
+    monkeypatch.setattr(engine, "check_folder", signalled)
+    with pytest.raises(Interrupted):
+        small.train(store, tmp_path / "run", model, judge=str(tmp_path), judge_labels="x.csv", judge_target="y")
+    assert not built
+
+
+def test_judged_copies_of_what_is_trained_on_are_counted(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path
+) -> None:
+    copies = small.write_store(tmp_path / "copies.zarr", prefix="OTHER")  # the same voxels under other names
+    told: list[str] = []
+    small.train(store, tmp_path / "run", model, epochs=1, judge=str(copies), report=told.append)
+    assert any("6 of the 6 judged patients are trained on too" in line for line in told)
+
+
+def test_a_judges_store_may_grow_by_what_is_not_judged(
+    small: ModuleType, store: Path, model: Path, judged: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.csv"
+    pl.DataFrame({"patient_id": [f"J-{i}" for i in range(6)], "sick": [0, 1] * 3}).write_csv(labels)
+    asked = {"judge": str(judged), "judge_labels": str(labels), "judge_target": "sick", "epochs": 1}
+    small.train(store, tmp_path / "run", model, **asked)
+    grown = small.write_store(tmp_path / "grown.zarr", patients=8, prefix="J")
+    assert small.train(store, tmp_path / "run", model, **{**asked, "judge": str(grown)}).new_steps == 0

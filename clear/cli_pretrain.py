@@ -112,7 +112,8 @@ def pretrain(
     leave_out: Annotated[
         Word,
         typer.Option(
-            help="Patients not to train on: a table with patient_id (of one with a split, its test rows), or a .txt of ids."
+            help="Patients not to train on: a table with patient_id (of one with a split, its test rows), or ids in a "
+            "text file."
         ),
     ] = None,
     freeze_patch_embed: Annotated[

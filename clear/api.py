@@ -314,7 +314,7 @@ def slices_info(store: Path | str) -> dict[str, str]:
 
 def validate_slices(store: Path | str) -> str:
     """Check every promise of a slice store, the voxels included; one line. Raises InputError."""
-    from pretrain.store import validate
+    from pretrain.store_validation import validate
 
     return validate(store)
 

@@ -337,6 +337,12 @@ class EncoderCard:
             raise InputError(f"{origin}: a field is missing or of the wrong kind ({shown(error)})") from error
 
 
+def card_beside(weights: Path) -> EncoderCard | None:
+    """The card that stands beside its file of weights, None without one. Raises InputError for a damaged one."""
+    there = weights.name == WEIGHTS_FILE and (weights.parent / CARD_FILE).is_file()
+    return read_card(weights.parent) if there else None
+
+
 def read_card(path: Path) -> EncoderCard:
     """The card at `path` (a card.json, or a folder that holds one); its weights are the file beside it.
 

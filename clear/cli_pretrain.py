@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from clear.cli_options import Device
+from clear.launch import launched_rank
 
 slices_app = typer.Typer(help="Slice stores: what encoders are trained on.", no_args_is_help=True)
 
 # typer reads Optional[...] on every Python; each noqa below says so to the linter
 Store = Annotated[Path, typer.Argument(help="A slice store that `clear slices build` wrote.")]
-LeaveOut = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--leave-out",
-        help="Patients to keep out: a table with patient_id (if it has a split, its test rows), or a .txt of ids.",
-    ),
-]
 Whole = Optional[int]  # noqa: UP045
 Number = Optional[float]  # noqa: UP045
 Word = Optional[str]  # noqa: UP045
@@ -44,7 +37,13 @@ def slices_build(
         typer.Option("--boxes", help="Table of lesions' boxes: DL_info.csv, boxes.csv, or your own; repeatable."),
     ] = None,
     task: Annotated[Word, typer.Option(help="The task (data set) whose scans these are, such as deeplesion.")] = None,
-    leave_out: LeaveOut = None,
+    leave_out: Annotated[
+        Word,
+        typer.Option(
+            help="Patients to keep out: a table with patient_id (if it has a split, its test rows), a .txt of ids, or "
+            "test: the official test patients of --task."
+        ),
+    ] = None,
     select: Annotated[Word, typer.Option(help="Which series of a study, as in `clear extract`.")] = None,
     scans: Annotated[File, typer.Option("--scans", help="Table with path, and scan_id and/or patient_id.")] = None,
     modality: Annotated[Word, typer.Option(help="CT, for formats that do not say it (NIfTI and the like).")] = None,
@@ -110,7 +109,13 @@ def pretrain(
     augmentation: Annotated[Word, typer.Option(help="ct, paper or none. [default: ct]")] = None,
     augment: Annotated[Words, typer.Option(help="NAME=VALUE of augmentation: flips=left_right; repeatable.")] = None,
     annotated_share: Annotated[Number, typer.Option(help="Of slices with a box in a batch. [as they come]")] = None,
-    leave_out: LeaveOut = None,
+    leave_out: Annotated[
+        Word,
+        typer.Option(
+            help="Patients not to train on: a table with patient_id (of one with a split, its test rows), or ids in a "
+            "text file."
+        ),
+    ] = None,
     freeze_patch_embed: Annotated[
         Switch,
         typer.Option(
@@ -186,8 +191,8 @@ def pretrain(
             **{key: value for key, value in given.items() if value is not None},
         )
     except ClearError as error:
-        if os.environ.get("RANK", "0") != "0":  # the first process says it for all
+        if launched_rank() != 0:  # the first process says it for all; `pretrain.processes` what it cannot know
             raise typer.Exit(error.exit_status) from None
         raise
-    if os.environ.get("RANK", "0") == "0":
+    if launched_rank() == 0:
         print(result.summary())

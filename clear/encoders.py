@@ -240,7 +240,7 @@ _LINKED = "linked on a file-sharing site by their repository Snarci/Radio-DINO"
 
 _ENTRIES: tuple[EncoderCard, ...] = (
     # --- the CLEAR paper's own ---
-    _paper(  # without --weights: the small untrained stand-in that comes with the package, and its own card
+    _paper(  # without --weights: the small stand-in that comes with the package (`make weights`), and its own card
         "mambaout-lecl",
         "timm:mambaout_tiny",
         576,
@@ -250,8 +250,8 @@ _ENTRIES: tuple[EncoderCard, ...] = (
             "mambaout-lecl",
             "weights.safetensors",
             verified=True,
-            sha256="671887947253574b6ae09d3924378158b581fa6039b3b5b0cbe17bafe93012aa",
-            output=(-0.6248, -0.8023, 0.2558, 0.6950, 0.8527, -0.7146),
+            sha256="2a9aa8256efc7daed34b8c70cc2f98e4a2dbf94e85c7e91f8bc322e872f59350",
+            output=(-0.8896, -1.4857, -5.6190, 2.9741, -1.0210, -1.0217),
         ),
         pooling="mean_norm",
         unverified="the paper's own checkpoint, which is not published",

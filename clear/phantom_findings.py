@@ -4,7 +4,7 @@ Focal findings are clusters of balls: lung nodules (9 to 18 mm, solid), liver le
 water) and bone lesions (24 to 44 mm, lytic masses of soft tissue that break out of vertebrae and ribs). A positive
 patient has ten or more of a kind, like metastases, but all of them in two neighbouring slices, so that the rest of the
 scan is healthy and the mean over slices hardly moves; each is centred within 1.5 mm of a slice, so that thin sampling
-does not hide it. They are large enough for the untrained encoder that comes with the package to see them in a slice.
+does not hide it. They are large enough for an untrained encoder (`pretrain.initialise`) to see them in a slice.
 Emphysema (holes of air, most of them above) and effusion (a crescent of fluid in the dependent pleural space) are
 spread over many slices.
 

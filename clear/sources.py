@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from clear.card import WEIGHTS_FILE, EncoderCard, WeightSource, read_card
+from clear.card import WEIGHTS_FILE, EncoderCard, WeightSource, card_beside, read_card
 from clear.encoders import ENCODERS
 from clear.errors import InputError, WeightsError
 from clear.hub import HubError, cached, fetch, place_of_timm, silence
@@ -81,7 +81,10 @@ def find_weights(card: EncoderCard, weights: Path | None = None) -> FoundWeights
     if weights is not None:
         if not weights.is_file():
             raise WeightsError(f"--weights {weights}: no such file; expected a .safetensors or PyTorch checkpoint")
-        return FoundWeights(weights, card, f"weights given by the user: {weights.name}")
+        described = f"weights given by the user: {weights.name}"
+        if (known := card_beside(weights)) is not None:  # whom they have seen is known, whatever they are loaded as
+            return FoundWeights(weights, replace(card, training=known.training), f"{described}, {known.trained_on}")
+        return FoundWeights(weights, card, described)
     place = local_weights(card)
     if place is None:
         return FoundWeights(_download(card), card, card.trained_on)

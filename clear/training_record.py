@@ -4,7 +4,8 @@ A card's `training` field says what made the weights. Its part `seen` lists, for
 were used, the first 12 hex digits of HMAC-SHA256 (RFC 2104) of the id, under a key that stands beside them. So anybody
 who holds the encoder can ask whether a patient of theirs was seen, and nobody can read the ids off the card. The key
 is no secret: who can guess ids (small numbers, say) can test the guesses. Voxel digests are listed too, so that a
-scan is known again under another name.
+scan is known again under another name. Where a training went on from pretrained weights, their own record and those
+before it stand in `earlier`: whoever was seen once stays seen.
 """
 
 from __future__ import annotations
@@ -91,8 +92,19 @@ def keyed_hash(key: str, name: str) -> str:
     return hmac.new(key.encode(), name.encode(), hashlib.sha256).hexdigest()[:LENGTH]
 
 
+def earlier_trainings(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the card of a training that goes on from this one lists: this one, then those before it, each by itself."""
+    own = {name: value for name, value in training.items() if name != "earlier"}
+    return [each for each in (own, *_earlier(training)) if each]
+
+
+def _earlier(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    listed = training.get("earlier", [])
+    return [dict(each) for each in listed if isinstance(each, Mapping)] if isinstance(listed, list | tuple) else []
+
+
 def seen_in_pretraining(card: Mapping[str, Any], ids: Iterable[str]) -> set[str]:
-    """Those of the ids that an encoder card (as plain data) says its pretraining saw; none without a record.
+    """Those of the ids that an encoder card (as plain data) says its pretrainings saw; none without a record.
 
     Reads the record of `clear pretrain`, and lists of ids, or of their sha256, in cards of others: every list in
     `training` whose name speaks of patients, scans, series or digests. Raises InputError for a damaged record.
@@ -101,6 +113,11 @@ def seen_in_pretraining(card: Mapping[str, Any], ids: Iterable[str]) -> set[str]
     training = card.get("training")
     if not isinstance(training, Mapping):
         return set()
+    return set().union(*(_seen_in(each, names) for each in (training, *_earlier(training))))
+
+
+def _seen_in(training: Mapping[str, Any], names: set[str]) -> set[str]:
+    """Those of the names that one training saw."""
     found: set[str] = set()
     if isinstance(training.get("seen"), Mapping):
         found |= TrainingRecord.from_dict(training["seen"]).seen(names)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 CHUNK = 16  # slices a worker makes at a time, at most
 AHEAD = 2  # batches made ahead of the one in use
-GRACE_S = 60  # a worker lives on after SIGTERM
+GRACE_S = 1800  # a worker lives on after SIGTERM: its process finishes the step first, however long that takes
 
 Piece = tuple[list[Tensor], Tensor, Tensor]  # values before mean and std, one tensor a kind; lesion; rows
 Job = list[tuple[int, int, int]]  # epoch, repeat, row of each slice

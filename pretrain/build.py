@@ -8,48 +8,35 @@ inputs change a byte of the tables or the digest.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import os
-import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clear.atomic import OutputError, output_errors
 from clear.errors import InputError
 from clear.scans import Scan
-from clear.stopping import Interrupted
+from clear.stopping import Interrupted, stopping
 from pretrain.box_tables import fill_spacing
 from pretrain.boxes import Box, BoxProblem, PlacedBoxes, place_boxes
 from pretrain.build_inputs import find_inputs, fingerprint, origin
+from pretrain.build_place import building, check_place
 from pretrain.build_record import BuildResult, write_record
 from pretrain.build_workers import Job, Problem, store_scans
-from pretrain.left_out import LeftOut, read_left_out
-from pretrain.store_tables import (
-    LOCK_FILE,
-    TABLES_FOLDER,
-    SliceStoreError,
-    Tables,
-    begin,
-    commit,
-    is_begun,
-    is_store,
-    read_root,
-    read_tables,
-    sweep,
-)
+from pretrain.left_out import read_left_out
+from pretrain.left_out_copies import set_aside_copies, taken_out
+from pretrain.store_tables import Tables, commit, is_store, read_root, read_tables, sweep
 from pretrain.stored_scan import SCANS_FOLDER, StoredScan, plan_facts, read_attributes
 
 if TYPE_CHECKING:
     from clear.task import Task
 
 __all__ = ["BuildResult", "Interrupted", "build_slices"]
+
+_KEPT = "finished scans are kept"
 
 
 def build_slices(
@@ -71,60 +58,65 @@ def build_slices(
     boxes: tables of marked regions (DL_info.csv, the cohort's boxes.csv, or one's own, see docs/slice-store.md).
     task: names the scans' data set, its modality, its selection of series, and patients that only its labels know.
     leave_out: a table with patient_id (of one with a column split only its test rows), a .txt of ids, ids, or "test":
-    the official test patients of the task; they are taken out of the store too.
+    the official test patients of the task. They are taken out of the store too, and so is who shares the voxels of a
+    scan with them (`pretrain.copies`).
     select, scans, modality: as in `clear.find_scans`. workers: processes that read scans.
     progress: a bar on standard error; None shows it in a terminal only.
 
     What cannot be used is a row of `NAME.qc.csv`, with the reason. Raises InputError for arguments and inputs that
-    cannot be used, OutputError when the disk fails, Interrupted after Ctrl-C.
+    cannot be used, OutputError when the disk fails, Interrupted after Ctrl-C and SIGTERM.
     """
     started = time.monotonic()
     if workers < 1:
         raise InputError(f"--workers {workers}: expected 1 or more")
-    store, places, tables = _check_place(out), _paths(inputs), _paths(boxes)
+    store, places, tables = check_place(out), _paths(inputs), _paths(boxes)
     if not places:
         raise InputError("expected a folder of scans")
     one = _task(task)
-    found = find_inputs(places, one, select, None if scans is None else Path(scans), modality)
-    folders = [place if place.is_dir() else place.parent for place in places]
-    left = read_left_out(leave_out, one, folders, tables)
-    found = left.apply(fill_spacing(found, tables))
-    if not any(scan.verdict == "use" for scan in found) and not is_store(store):
-        raise InputError(f"{places[0]}: no CT scan that can be used; {_reasons(found)}")
-    with _building(store):
-        old = _committed(store)
-        known = _known(store, old)
-        elsewhere = known.keys() - {scan.scan_id for scan in found}
-        series = {scan.series_uid for scan in known.values() if scan.scan_id in elsewhere and scan.series_uid}
-        placed = place_boxes(tables, found, {*elsewhere, *series})
-        stored, problems, new = _store_all(store, found, known, None if one is None else one.name, workers, progress)
-        kept = {scan_id: scan for scan_id, scan in known.items() if scan_id not in stored and not _gone(scan, left)}
-        everything = [*stored.values(), *kept.values()]
-        if not everything:
-            write_record(store, found, problems, placed)
-            raise InputError(f"{store}: no scan could be stored; {_reasons(found, problems)}")
-        marks, lost = _boxes(everything, placed, old)
-        committed = commit(store, everything, marks)
-        sweep(store, committed)
-    placed = replace(placed, problems=(*placed.problems, *lost))
-    write_record(store, found, problems, placed)
-    return BuildResult.of(store, committed, found, problems, placed, new, time.monotonic() - started)
+    with _stoppable(store) as check:
+        found = find_inputs(places, one, select, None if scans is None else Path(scans), modality, check)
+        folders = [place if place.is_dir() else place.parent for place in places]
+        left = read_left_out(leave_out, one, folders, tables)
+        found = left.apply(fill_spacing(found, tables))
+        if not any(scan.verdict == "use" for scan in found) and not is_store(store):
+            raise InputError(f"{places[0]}: no CT scan that can be used; {_reasons(found)}")
+        with building(store):
+            old = _committed(store)
+            known = _known(store, old)
+            elsewhere = known.keys() - {scan.scan_id for scan in found}
+            series = {scan.series_uid for scan in known.values() if scan.scan_id in elsewhere and scan.series_uid}
+            placed = place_boxes(tables, found, {*elsewhere, *series})
+            dataset = None if one is None else one.name
+            stored, problems, new = _store_all(store, found, known, dataset, workers, progress, check)
+            gone, gone_digests = taken_out(known, found, left)
+            kept = {scan_id: scan for scan_id, scan in known.items() if scan_id not in stored and scan_id not in gone}
+            everything, copies = [*stored.values(), *kept.values()], 0
+            if left:
+                before = len(everything)
+                everything, found = set_aside_copies(everything, found, gone_digests, workers, check)
+                copies = before - len(everything)
+            if not everything:
+                write_record(store, found, problems, placed)
+                raise InputError(f"{store}: no scan could be stored; {_reasons(found, problems)}")
+            check()
+            marks, lost = _boxes(everything, found, placed, old)
+            committed = commit(store, everything, marks)
+            sweep(store, committed)
+        placed = replace(placed, problems=(*placed.problems, *lost))
+        write_record(store, found, problems, placed)
+        check()
+    n_new = len(new & set(committed.scans["scan_id"]))
+    return BuildResult.of(store, committed, found, problems, placed, n_new, copies, time.monotonic() - started)
 
 
-def _check_place(out: Path | str) -> Path:
-    """Where the store goes. Raises OutputError before anything is read or written."""
-    path = Path(out)
-    if path.suffix != ".zarr":
-        raise OutputError(f"{path}: a slice store is a folder named NAME.zarr. Name the output so")
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path}: is a file; a slice store is a folder. Name another output")
-    if path.is_dir() and not (is_store(path) or is_begun(path)):
-        raise OutputError(f"{path}: exists and is no slice store, so nothing is added to it. Name another output")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist. Make it first, or name another output")
-    if not os.access(path if path.is_dir() else path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: may not be written here (read-only or not permitted). Name another output")
-    return path
+@contextmanager
+def _stoppable(store: Path) -> Iterator[Callable[[], None]]:
+    """A check that ends the block once a stop was asked for."""
+    with stopping(_KEPT, _KEPT) as stop:
+        try:
+            yield stop.check
+        except Interrupted as error:
+            raise Interrupted(f"{store}: stopped; {_KEPT}. Run the same command to go on.") from error
 
 
 def _paths(paths: Path | str | Sequence[Path | str] | None) -> list[Path]:
@@ -139,46 +131,6 @@ def _task(task: str | Path | Task | None) -> Task | None:
     from clear.tasks import load_task
 
     return load_task(task)
-
-
-@contextmanager
-def _building(store: Path) -> Iterator[None]:
-    """The store's folder, ours alone while the block runs; a folder that gained nothing is removed again."""
-    with output_errors(store):
-        (store / TABLES_FOLDER).mkdir(parents=True, exist_ok=True)
-        lock = os.open(store / TABLES_FOLDER / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(lock, store)
-        with output_errors(store):
-            begin(store)
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise Interrupted(f"{store}: stopped. Finished scans are kept; run the same command to go on.") from None
-        finally:
-            _remove_if_empty(store)
-    finally:
-        os.close(lock)
-
-
-def _lock(fd: int, store: Path) -> None:
-    try:
-        fcntl: Any = importlib.import_module("fcntl")
-    except ImportError:  # Windows has none: two builds of one store are the user's to avoid there
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{store}: another clear is building it. Wait until it is done, or stop it") from None
-    except OSError:  # some cluster file systems have no locks
-        return
-
-
-def _remove_if_empty(store: Path) -> None:
-    """A new store without a finished scan leaves nothing behind."""
-    with contextlib.suppress(OSError, SliceStoreError):
-        if "digest" not in read_root(store) and all(path.is_file() for path in (store / SCANS_FOLDER).iterdir()):
-            shutil.rmtree(store)
 
 
 def _committed(store: Path) -> Tables | None:
@@ -207,22 +159,24 @@ def _store_all(
     dataset: str | None,
     workers: int,
     progress: bool | None,
-) -> tuple[dict[str, StoredScan], dict[str, Problem], int]:
-    """The inputs' scans as they are stored, what is wrong with the others, and how many were new."""
+    check: Callable[[], None],
+) -> tuple[dict[str, StoredScan], dict[str, Problem], set[str]]:
+    """The inputs' scans as they are stored, what is wrong with the others, and the ids of those that are new."""
     stored: dict[str, StoredScan] = {}
     problems: dict[str, Problem] = {}
     jobs = []
     for scan in found:
         if scan.verdict != "use":
             continue
+        check()
         now, old = fingerprint(scan), known.get(scan.scan_id)
         if old is not None and now and old.fingerprint == now:
             stored[scan.scan_id] = replace(old, **plan_facts(scan), dataset=dataset or old.dataset)  # type: ignore[arg-type]  # texts
         else:
             jobs.append(Job(store, scan, origin(scan), now, dataset))
-    new = 0
+    new: set[str] = set()
     with _progress_bar(len(jobs), progress) as bar:
-        for job, result in store_scans(jobs, workers):
+        for job, result in store_scans(jobs, workers, check):
             scan_id = job.scan.scan_id
             old = known.get(scan_id)
             if isinstance(result, Problem):
@@ -234,7 +188,8 @@ def _store_all(
                 )
                 problems[scan_id] = Problem("refused", "ambiguous_scan_id", message)
             else:
-                new += old is None or old.digest != result.digest
+                if old is None or old.digest != result.digest:
+                    new.add(scan_id)
                 stored[scan_id] = result
             bar.update(1)
     return stored, problems, new
@@ -246,7 +201,7 @@ def _is_another(scan: StoredScan, old: StoredScan | None) -> bool:
 
 
 def _boxes(
-    scans: Sequence[StoredScan], placed: PlacedBoxes, old: Tables | None
+    scans: Sequence[StoredScan], found: Sequence[Scan], placed: PlacedBoxes, old: Tables | None
 ) -> tuple[dict[str, tuple[Box, ...]], list[BoxProblem]]:
     """The boxes of each scan: of the tables where they name it, else those that it had; and boxes without a scan."""
     digests = {} if old is None else dict(old.scans.select("scan_id", "scan_digest").iter_rows())
@@ -255,28 +210,14 @@ def _boxes(
     for scan in scans:
         same = digests.get(scan.scan_id) == scan.digest  # else its boxes are of other voxels
         marks[scan.scan_id] = placed.boxes.get(scan.scan_id) or (before.get(scan.scan_id, ()) if same else ())
-    lost = [
-        BoxProblem(scan_id, "unused_scan", f"{scan_id}: {len(boxes)} boxes lie in it, but it could not be stored")
-        for scan_id, boxes in placed.boxes.items()
-        if scan_id not in marks
-    ]
+    aside = {scan.scan_id for scan in found if scan.verdict == "set aside"}  # copies, since boxes were placed
+    lost = []
+    for scan_id, boxes in placed.boxes.items():
+        if scan_id not in marks:
+            why = "is left out" if scan_id in aside else "could not be stored"
+            message = f"{scan_id}: {len(boxes)} boxes lie in it, but it {why}"
+            lost.append(BoxProblem(scan_id, "unused_scan", message, lost=scan_id not in aside))
     return marks, lost
-
-
-def _gone(scan: StoredScan, left: LeftOut) -> bool:
-    """Whether a scan of the store is that of a patient who is left out now, or may be."""
-    if not left:
-        return False
-    plan = Scan(
-        scan_id=scan.scan_id,
-        patient_id=scan.patient_id,
-        study_uid=scan.study_uid,
-        series_uid=scan.series_uid,
-        format="",
-        source=scan.source or "",
-        root=Path(),
-    )
-    return left.apply([plan])[0].verdict != "use"
 
 
 def _reasons(scans: Sequence[Scan], problems: Mapping[str, Problem] | None = None) -> str:

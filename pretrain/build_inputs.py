@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 
 
 def find_inputs(
-    places: Sequence[Path], task: Task | None, select: str | None, scans: Path | None, modality: str | None
+    places: Sequence[Path],
+    task: Task | None,
+    select: str | None,
+    scans: Path | None,
+    modality: str | None,
+    check: Callable[[], None],
 ) -> list[Scan]:
     """Every series of all inputs once, named by table and task, with what is no CT refused; sorted by scan_id.
 
-    places: folders, files, or plans of `clear inspect --out`; the rest as in `pretrain.build.build_slices`. Raises
-    InputError for a place without an image, and for a selection or table that cannot be used.
+    places: folders, files, or plans of `clear inspect --out`; the rest as in `pretrain.build.build_slices`. check:
+    called while headers are read; may raise to stop. Raises InputError for a place without an image, and for a
+    selection or table that cannot be used.
     """
     from clear.plan import apply_scans_table, read_plan, select_series
     from clear.scans import find_scans
@@ -33,7 +39,7 @@ def find_inputs(
     found: dict[tuple[str, Path, str], Scan] = {}
     for place in places:
         is_plan = place.is_file() and place.suffix == ".parquet"
-        for scan in read_plan(place) if is_plan else find_scans(place, modality=modality):
+        for scan in read_plan(place) if is_plan else find_scans(place, modality=modality, progress=lambda *_: check()):
             first = (scan.root / (scan.files or (scan.source,))[0]).resolve()
             found.setdefault((scan.scan_id, first, scan.source.partition("#")[2]), scan)  # inputs may overlap
     named = [replace(scan, scan_id=clean_text(scan.scan_id)) for scan in _unambiguous(list(found.values()))]

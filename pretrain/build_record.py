@@ -14,7 +14,9 @@ from clear.bag_format import clean_text
 from clear.scans import Scan
 from pretrain.boxes import BoxProblem, PlacedBoxes
 from pretrain.build_workers import Problem
+from pretrain.left_out import COPY
 from pretrain.left_out import REASON as LEFT_OUT
+from pretrain.spacing import unknown_spacing
 from pretrain.store_tables import Tables
 
 COLUMNS = ("what", "name", "status", "reason", "message", "remarks")
@@ -27,10 +29,12 @@ class BuildResult:
 
     store, digest: what `SliceStore` opens. scans, slices, patients, boxes: in the store, those of earlier builds too;
     annotated: slices with a box. new: scans read and stored in this build.
-    left_out: scans of patients who are left out; set_aside, refused, failed: other scans of the inputs
+    left_out: scans of patients who are left out; left_out_copies: those that share voxels with them, see
+    `pretrain.copies`; set_aside, refused, failed: other scans of the inputs
     box_problems: rows of the tables of which no box, or another than they say, is stored; lost: how many of them miss
     unknown_patients: scans in the store whose patient is not known; copies: scans with the very voxels of another;
-    doubtful_hu: scans whose values may not be HU, as their remarks say
+    doubtful_hu: scans whose values may not be HU, as their remarks say; unknown_spacing: scans in the store whose
+    pixels' size is not known
     """
 
     store: Path
@@ -42,12 +46,14 @@ class BuildResult:
     annotated: int
     new: int
     left_out: int
+    left_out_copies: int
     set_aside: int
     refused: int
     failed: int
     unknown_patients: int
     copies: int
     doubtful_hu: int
+    unknown_spacing: int
     problems: Mapping[str, Problem]
     box_problems: tuple[BoxProblem, ...]
     seconds: float
@@ -61,15 +67,18 @@ class BuildResult:
         problems: Mapping[str, Problem],
         placed: PlacedBoxes,
         new: int,
+        copies: int,
         seconds: float,
     ) -> BuildResult:
-        """The result of a committed build. problems: by scan_id, of scans that were to be used."""
+        """The result of a committed build. problems: by scan_id, of scans that were to be used. copies: scans that are
+        left out since they share voxels with others left out, of the inputs and of the store."""
         wrong = dict(problems)
         for scan in found:
             if scan.verdict == "refused":
                 wrong[scan.scan_id] = Problem("refused", scan.reason, scan.message)
         by_status = Counter(problem.status for problem in problems.values())
         left_out = sum(scan.reason == LEFT_OUT for scan in found)
+        aside = sum(scan.verdict == "set aside" and scan.reason not in (LEFT_OUT, COPY) for scan in found)
         return cls(
             store=store,
             digest=tables.digest,
@@ -80,12 +89,14 @@ class BuildResult:
             annotated=tables.boxes["row"].n_unique(),
             new=new,
             left_out=left_out,
-            set_aside=sum(scan.verdict == "set aside" for scan in found) - left_out,
+            left_out_copies=copies,
+            set_aside=aside,
             refused=sum(scan.verdict == "refused" for scan in found) + by_status["refused"],
             failed=by_status["failed"],
             unknown_patients=tables.scans["patient_id"].null_count(),
             copies=tables.scans.height - tables.scans["scan_digest"].n_unique(),
             doubtful_hu=sum(any(r.startswith("not HU") for r in remarks) for remarks in tables.scans["remarks"]),
+            unknown_spacing=unknown_spacing(tables.scans).height,
             problems=wrong,
             box_problems=placed.problems,
             seconds=seconds,
@@ -111,6 +122,11 @@ class BuildResult:
         ]
         if self.left_out:
             lines.append(f"{self.left_out} scans are of patients who are left out")
+        if self.left_out_copies:
+            lines.append(
+                f"{self.left_out_copies} more scans are left out, since they or others of their patients have the very "
+                "voxels of scans that are: one person may have several ids"
+            )
         for problem in list(self.problems.values())[:1]:
             lines.append(f"{len(self.problems)} scans could not be used, the first: {problem.message}")
         by_reason: dict[str, list[BoxProblem]] = {}
@@ -123,9 +139,14 @@ class BuildResult:
             lines.append(f"the patients of {self.unknown_patients} scans are not known")
         if self.copies:
             lines.append(f"{self.copies} scans have the very voxels of another one")
+        if self.unknown_spacing:
+            lines.append(
+                f"the pixel spacing of {self.unknown_spacing} scans is not known, so crops in mm cannot be cut from "
+                "them; DeepLesion's is in DL_info.csv (--boxes)"
+            )
         if self.doubtful_hu:
             lines.append(f"the values of {self.doubtful_hu} scans may not be HU, as their remarks say")
-        if self.problems or self.box_problems or self.doubtful_hu:
+        if self.problems or self.box_problems or self.doubtful_hu or self.left_out_copies:
             lines.append(f"Reasons are in {record_path(self.store)}")
         return "\n".join(lines)
 

@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,13 +37,13 @@ _ONE_THREAD = dict.fromkeys(
 
 @dataclass(frozen=True)
 class Job:
-    """A scan to read and store. origin, fingerprint, dataset: see `StoredScan`."""
+    """A scan to read and store; only its digest is asked for without a store. The rest: see `StoredScan`."""
 
-    store: Path
+    store: Path | None
     scan: Scan
-    origin: str
-    fingerprint: str
-    dataset: str | None
+    origin: str = ""
+    fingerprint: str = ""
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,33 @@ class Problem:
     message: str
 
 
-Outcome = StoredScan | Problem
+Outcome = StoredScan | Problem | str  # a str is a digest
 
 
-def store_scans(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
-    """Each job with what came of it, in the order in which they are done. Raises OutputError."""
+def store_scans(
+    jobs: Sequence[Job], workers: int, check: Callable[[], None]
+) -> Iterator[tuple[Job, StoredScan | Problem]]:
+    """Each job with what came of it, in the order in which they are done. Raises OutputError.
+
+    check: called between scans and while waiting; may raise to stop, and a scan at hand is then as if not begun.
+    """
+    for job, outcome in _outcomes(jobs, workers, check):
+        assert not isinstance(outcome, str)
+        yield job, outcome
+
+
+def read_digests(scans: Sequence[Scan], workers: int, check: Callable[[], None]) -> set[str]:
+    """Digests of the scans' voxels, whatever their verdict; none of those that cannot be read."""
+    jobs = [Job(None, replace(scan, verdict="use", reason="", message="")) for scan in scans]
+    return {outcome for _, outcome in _outcomes(jobs, workers, check) if isinstance(outcome, str)}
+
+
+def _outcomes(jobs: Sequence[Job], workers: int, check: Callable[[], None]) -> Iterator[tuple[Job, Outcome]]:
     crowd = min(workers, len(jobs))
     if crowd <= 1 or not sys.executable:
-        yield from ((job, store_scan(job)) for job in jobs)
+        for job in jobs:
+            check()
+            yield job, store_scan(job)
         return
     tasks: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
@@ -71,7 +90,7 @@ def store_scans(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcom
     attendants = [_Attendant(tasks, finished) for _ in range(crowd)]
     try:
         for _ in jobs:
-            found = _wait_for(finished)
+            found = _wait_for(finished, check)
             if isinstance(found, BaseException):
                 raise found
             yield found
@@ -85,6 +104,8 @@ def store_scan(job: Job) -> Outcome:
     scan = job.scan
     try:
         volume = read_volume(scan)
+        if job.store is None:
+            return volume.digest
         return write_scan(job.store, scan, volume, origin=job.origin, fingerprint=job.fingerprint, dataset=job.dataset)
     except OutputError:
         raise
@@ -103,7 +124,8 @@ def store_scan(job: Job) -> Outcome:
 
 def serve() -> None:
     """What a worker process runs: a JSON line a job in, a JSON line an outcome out, until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach every process; the parent ends its workers
+        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not come between the answers
     with contextlib.suppress(BrokenPipeError):
@@ -179,8 +201,9 @@ class _Attendant(threading.Thread):
             process.wait()
 
 
-def _wait_for(finished: queue.SimpleQueue[Any]) -> Any:
+def _wait_for(finished: queue.SimpleQueue[Any], check: Callable[[], None]) -> Any:
     while True:
+        check()
         try:
             return finished.get(timeout=_POLL_S)
         except queue.Empty:
@@ -189,7 +212,7 @@ def _wait_for(finished: queue.SimpleQueue[Any]) -> Any:
 
 def _job_data(job: Job) -> dict[str, Any]:
     return {
-        "store": os.fspath(job.store),
+        "store": None if job.store is None else os.fspath(job.store),
         "root": os.fspath(job.scan.root),
         "scan": job.scan.as_dict(),
         "origin": job.origin,
@@ -200,7 +223,8 @@ def _job_data(job: Job) -> dict[str, Any]:
 
 def _job_from(data: dict[str, Any]) -> Job:
     scan = Scan.from_dict(data["scan"], Path(data["root"]))
-    return Job(Path(data["store"]), scan, data["origin"], data["fingerprint"], data["dataset"])
+    store = None if data["store"] is None else Path(data["store"])
+    return Job(store, scan, data["origin"], data["fingerprint"], data["dataset"])
 
 
 def _answer(job: Job) -> dict[str, Any]:
@@ -208,10 +232,14 @@ def _answer(job: Job) -> dict[str, Any]:
         outcome = store_scan(job)
     except OutputError as error:
         return {"output_error": str(error)}
+    if isinstance(outcome, str):
+        return {"digest": outcome}
     return {"stored" if isinstance(outcome, StoredScan) else "problem": asdict(outcome)}
 
 
 def _outcome_from(answer: dict[str, Any]) -> Outcome:
     if "output_error" in answer:
         raise OutputError(answer["output_error"])
+    if "digest" in answer:
+        return str(answer["digest"])
     return StoredScan.from_dict(answer["stored"]) if "stored" in answer else Problem(**answer["problem"])

@@ -22,10 +22,10 @@ from clear.atomic import output_errors
 from clear.card import EncoderCard, WeightSource
 from clear.checkpoints import digest_of
 from clear.export import export_encoder
-from clear.training_record import TrainingRecord
+from clear.training_record import TrainingRecord, earlier_trainings
 from pretrain.augmentation import augmentation
 from pretrain.run_folder import Identity
-from pretrain.settings import OWN, RANDOM
+from pretrain.settings import RANDOM
 
 if TYPE_CHECKING:
     from pretrain.store import SliceStore
@@ -63,13 +63,18 @@ def exported_card(
     """The card of the encoder after this epoch (a row of epochs.csv).
 
     It says what a user must know: what it was trained on and by what, whose licence the weights are under, and, in
-    `training`, whom it has seen.
+    `training`, whom it has seen: in this training, and under `earlier` in those of the weights that it began with.
     """
     settings, data = identity.settings, identity.data
     recipe, base = settings.recipe, identity.card
-    begun = {RANDOM: "random weights", OWN: f"{base.name} ({base.trained_on})"}.get(
-        settings.init, f"the weights of {Path(settings.init).name}"
-    )
+    origin = identity.origin
+    if settings.init == RANDOM:
+        begun, licence = "random weights", "yours to give: own training"
+    elif origin is not None:
+        begun, licence = f"{origin.name} ({origin.trained_on})", f"begun from {origin.name}: {origin.licence}"
+    else:
+        begun = f"the weights of {Path(settings.init).name}"
+        licence = f"begun from {Path(settings.init).name}: that of those weights, which no card states"
     annotated = f", {data['annotated_slices']:,} with a lesion's box," if data["annotated_slices"] else ""
     whose = f"of {data['scans']:,} scans" + (f" of {data['patients']:,} patients" if data["patients"] else "")
     described = (
@@ -88,6 +93,8 @@ def exported_card(
         "versions": code_versions(),
         "seen": seen.as_dict(),
     }
+    if origin is not None and (earlier := earlier_trainings(origin.training)):
+        training["earlier"] = earlier
     return replace(
         base,
         name=name,
@@ -99,7 +106,7 @@ def exported_card(
         windows=tuple(window.name for window in augmentation(settings.augmentation).windows),
         modalities=("CT",),
         planes=tuple(planes),
-        licence="yours to give: own training" if settings.init == RANDOM else f"begun from {base.name}: {base.licence}",
+        licence=licence,
         citation="; ".join(dict.fromkeys([recipe.citation, *filter(None, [base.citation])])),
         unverified="",
         training=training,

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from clear.atomic import write_aside
 from clear.card import CARD_FILE, WEIGHTS_FILE, EncoderCard, read_card
 from clear.errors import ClearError, InputError
 from clear.frozen import has_native_bfloat16
+from clear.launch import launched, launched_rank
 from clear.stopping import stopping
 from pretrain.accumulate import Autocast
 from pretrain.augmentation import augmentation
@@ -36,11 +38,13 @@ from pretrain.distributed import rank, world_size
 from pretrain.history import EPOCHS, read_history, wants_tensorboard
 from pretrain.judge import LabelledSet, judge, labelled_scans, labelled_slices
 from pretrain.loop import Loop, Row
+from pretrain.objectives import full_options
 from pretrain.objectives.objective import Objective
 from pretrain.optimiser import checkpoint_activations, hold_patch_embedding
-from pretrain.processes import launched, launched_rank, processes
+from pretrain.processes import processes
 from pretrain.run_folder import JUDGED, Identity, check_folder, check_same, is_finished, locked, write_settings
 from pretrain.settings import PretrainSettings
+from pretrain.spacing import check_spacing
 from pretrain.start import starting_objective, starting_point
 from pretrain.store import SliceStore
 from pretrain.store_tables import is_store
@@ -115,11 +119,13 @@ def pretrain(
     if unknown := sorted(set(settings) - known):
         raise InputError(f"pretrain: unknown setting {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
     asked = PretrainSettings(objective=objective, model=model, **settings).settled()
+    asked = replace(asked, options=full_options(objective, asked.options))
     path = Path(output)
     tell = report if report is not None and launched_rank() == 0 else _nothing
     recorded = check_folder(path)
     with_board, no_board = wants_tensorboard(tensorboard)
-    card, tensors = starting_point(asked)
+    start = starting_point(asked)
+    card = start.card
     opened = store if isinstance(store, SliceStore) else SliceStore(store)
     rows, left = rows_to_train_on(opened, leave_out)
     speaks = launched_rank() == 0
@@ -128,15 +134,25 @@ def pretrain(
         stopping(*_STOPS, several=launched() > 1, quiet=not speaks) as stop,
         processes(device) as place,
     ):
-        labelled = _labelled_set(asked, path, judge_patients)
+        if speaks:
+            recorded = check_folder(path)  # once more: another process may have begun or ended in it before the lock
+        stop.check()
+        labelled = _labelled_set(asked, path, judge_patients, tell)
         precision = _precision(asked, place, recorded)
-        identity = Identity(asked, data_record(opened, rows), card, labelled.digest if labelled else "", precision)
+        judged = labelled.digest if labelled else ""
+        identity = Identity(asked, data_record(opened, rows), card, judged, precision, start.digest, start.origin)
         if recorded is not None:
             check_same(path, recorded, identity)
             if is_finished(path):
                 return _opened(path, 0, time.monotonic() - started)
-        network = starting_objective(asked, card, tensors, place)
-        remarks = [no_board, left, hold_patch_embedding(network, asked), few_lesions(network, opened, rows, asked)]
+        network = starting_objective(asked, start, place)
+        remarks = [
+            no_board,
+            left,
+            check_spacing(opened, rows, card, network.kinds, augmentation(asked.augmentation)),
+            hold_patch_embedding(network, asked),
+            few_lesions(network, opened, rows, asked),
+        ]
         if asked.checkpoint_grads:
             checkpoint_activations(network)
         with _batches(opened, card, network, asked, rows, place) as batches:
@@ -156,6 +172,7 @@ def pretrain(
                 check = stop.check if world_size() == 1 else _nothing
                 loop.judge = partial(_judge, network, card, labelled, asked.seed, loop.autocast, check)
                 remarks += [labelled.describe(), *labelled.remarks, _shared(labelled, opened, rows)]
+                remarks.append(check_spacing(labelled.store, labelled.rows, card))
             checkpoint = read_checkpoint(path / CHECKPOINT) if recorded is not None else None
             if checkpoint is not None:
                 loop.resume(checkpoint)
@@ -184,7 +201,7 @@ def pretrain(
 
 def best_row(epochs: Sequence[Row]) -> Row:
     """The epoch that the judge liked best, the first of equals; the last one without a judge."""
-    judged = [row for row in epochs if "judged" in row]
+    judged = [row for row in epochs if not math.isnan(row.get("judged", math.nan))]
     return max(judged, key=lambda row: row["judged"]) if judged else epochs[-1]
 
 
@@ -217,7 +234,9 @@ def _batches(
     )
 
 
-def _labelled_set(settings: PretrainSettings, path: Path, patients: Path | str | None) -> LabelledSet | None:
+def _labelled_set(
+    settings: PretrainSettings, path: Path, patients: Path | str | None, tell: Callable[[str], None]
+) -> LabelledSet | None:
     """The judge's set; scans of a folder become a store in the run folder first, once."""
     if not settings.judge:
         return None
@@ -229,7 +248,9 @@ def _labelled_set(settings: PretrainSettings, path: Path, patients: Path | str |
                 "--judge-target COLUMN"
             )
         if rank() == 0:
-            build_slices(place, path / JUDGED, workers=max(1, settings.workers))
+            built = build_slices(place, path / JUDGED, workers=max(1, settings.workers))
+            if built.refused or built.failed:
+                tell(f"--judge: {built.summary()}")
         if world_size() > 1:
             dist.barrier()
         place = path / JUDGED
@@ -252,11 +273,14 @@ def _judge(
 
 def _shared(labelled: LabelledSet, store: SliceStore, rows: NDArray[np.int64]) -> str:
     """A sentence where the judge scores patients that are trained on."""
-    shared = set(labelled.groups.tolist()) & set(store.table[rows]["patient_id"].drop_nulls().to_list())
+    ours, theirs = store.table[rows], labelled.store.table[labelled.rows]
+    known = theirs.filter(pl.col("scan_digest").is_in(ours["scan_digest"].unique().to_list()))  # under whatever name
+    judged = set(labelled.groups.tolist())
+    shared = judged & {*ours["patient_id"].drop_nulls().to_list(), *known["patient_id"].drop_nulls().to_list()}
     if not shared:
         return ""
     return (
-        f"{len(shared)} of the {len(set(labelled.groups.tolist()))} judged patients are trained on too: their figures "
+        f"{len(shared)} of the {len(judged)} judged patients are trained on too: their figures "
         "say less of new ones (--leave-out keeps them apart)"
     )
 
@@ -272,7 +296,7 @@ def _precision(settings: PretrainSettings, device: torch.device, recorded: Mappi
 
 def _finish(path: Path, save_card: Callable[[Row, Path], None], epochs: Sequence[Row]) -> None:
     """The encoder's card in the run folder: the best epoch's where there is a judge, and the last one's beside it."""
-    if "judged" not in best_row(epochs):
+    if math.isnan(best_row(epochs).get("judged", math.nan)):
         save_card(epochs[-1], path)
         return
     save_card(epochs[-1], path / LAST)

@@ -89,11 +89,12 @@ def write_epochs(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 class TensorBoard:
-    """A TensorBoard log, or nothing where it is off."""
+    """A TensorBoard log, or nothing where it is off (folder None). Raises OutputError."""
 
     def __init__(self, folder: Path | None, step: int) -> None:
         self._writer: Any = None
         if folder is not None:
+            self._folder = folder
             with output_errors(folder):
                 self._writer = _summary_writer()(str(folder), purge_step=step + 1 if step else None)
 
@@ -101,14 +102,16 @@ class TensorBoard:
         """Figures of one step or epoch under `group/`."""
         if self._writer is None:
             return
-        for name, value in row.items():
-            if name not in ("step", "epoch") and not (isinstance(value, float) and math.isnan(value)):
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+        with output_errors(self._folder):
+            for name, value in row.items():
+                if name not in ("step", "epoch") and not (isinstance(value, float) and math.isnan(value)):
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
         """All figures are on disk."""
         if self._writer is not None:
-            self._writer.close()
+            with output_errors(self._folder):
+                self._writer.close()
 
 
 def wants_tensorboard(asked: bool | None) -> tuple[bool, str]:

@@ -22,10 +22,11 @@ from clear.volume import Volume
 # the small network that comes with the package under the paper's name (`pretrain.shipped`), before its training
 UNTRAINED = replace(
     ENCODERS["mambaout-lecl"],
+    name="filter-bank",
     architecture="timm:mambaout_femto",
     dim=288,
     source=WeightSource("file", "weights.safetensors", "weights.safetensors"),
-    trained_on="untrained random weights: for trying the software out, not for any conclusion",
+    trained_on="untrained: filters set by hand, the rest random",
     input_size=128,
     resize="bilinear",
     bfloat16=False,

@@ -163,8 +163,9 @@ def _checked(
         raise InputError(
             f"--judge {store.path}: expected {what} of two classes or more, each of two patients or more; found {found}"
         )
-    digest = hashlib.sha256(store.digest.encode())
-    for array in (rows, item, codes):
+    shown = store.table[rows].select("scan_digest", "slice")  # not the whole store: it may have grown
+    digest = hashlib.sha256("\n".join(f"{scan} {place}" for scan, place in shown.iter_rows()).encode())
+    for array in (item, codes):
         digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
     digest.update("\n".join([*classes, *groups]).encode())
     return LabelledSet(store, rows, item, codes, patients, classes, digest.hexdigest(), what)

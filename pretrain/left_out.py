@@ -22,6 +22,8 @@ from clear.task_labels import find_labels
 
 OFFICIAL_TEST = "test"
 REASON = "left_out"
+COPY = "left_out_copy"  # of a scan left out, under another id
+UNKNOWN = "unknown_patient"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class LeftOut:
                 f"{scan.scan_id}: its patient is not known, so it cannot be told whether it is left out. Name patients "
                 "with --scans TABLE (scan_id, patient_id)"
             )
-            return replace(scan, verdict="refused", reason="unknown_patient", message=message, remarks=())
+            return replace(scan, verdict="refused", reason=UNKNOWN, message=message, remarks=())
         return scan
 
 

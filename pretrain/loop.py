@@ -31,7 +31,7 @@ from pretrain.checkpoints import CHECKPOINT, Checkpoint, load_states, write_chec
 from pretrain.distributed import average_gradients, mean_over_processes, rank, world_size
 from pretrain.history import EPOCHS, HISTORY, TENSORBOARD, History, TensorBoard, read_history, write_epochs
 from pretrain.objectives.objective import Objective
-from pretrain.optimiser import build_optimiser, set_rates
+from pretrain.optimiser import build_optimiser, clip_gradients, set_rates
 from pretrain.settings import PretrainSettings
 from pretrain.views import Views
 
@@ -144,13 +144,13 @@ class Loop:
     def _take_step(self, views: Views, epoch: int) -> tuple[Row, bool]:
         """One step of the optimiser; returns its row of history.csv, and whether a stop was asked for anywhere."""
         settings, progress = self.settings, self.step / self.steps
-        rate = set_rates(self.optimiser, settings, progress)
+        rate = set_rates(self.optimiser, settings, self.step, self.steps)
         _seed_generators(settings.seed, self.step)
         self.optimiser.zero_grad(set_to_none=True)
         computed = backward(self.objective, views, progress, micro_batch=settings.micro_batch, autocast=self.autocast)
         trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         average_gradients(trained)
-        norm = torch.nn.utils.clip_grad_norm_(trained, settings.clip or math.inf)
+        norm = clip_gradients(trained, settings)
         names = list(computed.losses)
         figures = [computed.losses[name].detach().double().reshape(()) for name in names]
         asked = torch.tensor(float(self.stop.requested), dtype=torch.float64, device=self.device)
@@ -210,7 +210,7 @@ class Loop:
                 self._end_stopped()
             self.objective.train()
             row |= found
-            before = [each["judged"] for each in self.epochs[:-1] if "judged" in each]
+            before = [each["judged"] for each in self.epochs[:-1] if not math.isnan(each.get("judged", math.nan))]
             if self._main:
                 if row["judged"] > max(before, default=-math.inf):
                     self.keep_best(row)

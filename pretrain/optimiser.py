@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import timm.optim
 import torch
 from timm.layers.patch_embed import PatchEmbed
-from torch import nn
+from torch import Tensor, nn
 
 from clear.errors import InputError
 from pretrain.objectives.objective import Objective
-from pretrain.schedules import cosine, moco_learning_rate
+from pretrain.schedules import cosine, dino_learning_rate, moco_learning_rate
 from pretrain.settings import PretrainSettings
 
 REFERENCE_BATCH = 256  # Goyal et al., Accurate, Large Minibatch SGD, 2017: the rate grows with the batch
@@ -35,25 +37,42 @@ def build_optimiser(objective: Objective, settings: PretrainSettings) -> torch.o
     return torch.optim.AdamW(groups, lr=0.0, fused=on_gpu)
 
 
-def set_rates(optimiser: torch.optim.Optimizer, settings: PretrainSettings, progress: float) -> float:
-    """Set learning rate and weight decay for the step at this share of the training; returns the learning rate.
+def set_rates(optimiser: torch.optim.Optimizer, settings: PretrainSettings, step: int, steps: int) -> float:
+    """Set learning rate and weight decay for step `step` (counted from 0) of `steps`; returns the learning rate.
 
-    A linear rise, then half a cosine to 0; weight decay along half a cosine to its end where it has one.
+    A linear rise, then half a cosine, as the objective's authors count them (`pretrain.schedules`); weight decay along
+    half a cosine to its end where it has one.
     """
-    rate = moco_learning_rate(
-        progress * settings.epochs,
-        peak=float(settings.lr or 0.0) * settings.batch / REFERENCE_BATCH,
-        epochs=settings.epochs,
-        warmup_epochs=float(settings.warmup_epochs or 0.0),
-    )
+    peak = float(settings.lr or 0.0) * settings.batch / REFERENCE_BATCH
+    warmup = float(settings.warmup_epochs or 0.0)
+    if settings.recipe.counts_steps:
+        end = min(settings.recipe.lr_end, peak)
+        rate = dino_learning_rate(
+            step, peak=peak, steps=steps, warmup_steps=round(warmup * steps / settings.epochs), end=end
+        )
+    else:
+        rate = moco_learning_rate(
+            step / steps * settings.epochs, peak=peak, epochs=settings.epochs, warmup_epochs=warmup
+        )
     decay = float(settings.weight_decay or 0.0)
     if settings.weight_decay_end is not None:
-        decay = cosine(progress, decay, settings.weight_decay_end)
+        decay = cosine(step / steps, decay, settings.weight_decay_end)
     for group in optimiser.param_groups:
         group["lr"] = rate
         if group["decays"]:
             group["weight_decay"] = decay
     return rate
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], settings: PretrainSettings) -> Tensor:
+    """Scale down gradients longer than the settings' clip (0: none); returns the norm of all together before.
+
+    DINO's code clips each tensor by its own norm, all others the whole gradient.
+    """
+    if not (settings.clip and settings.recipe.clips_each):
+        return nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
+    norms = [nn.utils.clip_grad_norm_([each], settings.clip) for each in parameters if each.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 def hold_patch_embedding(objective: Objective, settings: PretrainSettings) -> str:

@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
-from clear.errors import InputError
+from clear.errors import ClearError, InputError
 from clear.frozen import choose_device
+from clear.launch import launched
+from clear.stopping import Interrupted
+from pretrain.loop import Diverged
 
 # longer than one process alone works while the others wait for it; a process that dies is the launcher's to notice
 PATIENCE = datetime.timedelta(hours=2)
-
-
-def launched() -> int:
-    """How many processes `torchrun` started with this one; 1 without it."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    return int(count) if count.isdigit() and "RANK" in os.environ else 1
-
-
-def launched_rank() -> int:
-    """This process's number among them, before they have found each other."""
-    return int(os.environ["RANK"]) if launched() > 1 else 0
 
 
 @contextmanager
@@ -58,5 +51,23 @@ def processes(device: str) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield place
+    except (Interrupted, Diverged):  # of all processes; the first one says it
+        raise
+    except ClearError as error:
+        if dist.get_rank():  # perhaps of this process alone: nobody else could say it
+            print(f"process {dist.get_rank()}: {error}", file=sys.stderr, flush=True)
+        raise
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise ClearError(
+            "the connection to another process of this run is lost: it ended first, and its own message says why. "
+            "The last checkpoint is kept; the same command goes on from there"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone: NCCL has a type for it, gloo says its name."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

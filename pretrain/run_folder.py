@@ -38,7 +38,8 @@ class Identity:
     """What a run is of.
 
     settings: settled. data: digest, rows and counts of what is trained on. card: architecture and preprocessing.
-    judged: digest of the labelled set, "" without one. precision: settled, of the first start.
+    judged: digest of the labelled set, "" without one. precision: settled, of the first start. begun: digest of the
+    weights that it began with, "" for random ones; origin: their card, where they have one.
     """
 
     settings: PretrainSettings
@@ -46,6 +47,8 @@ class Identity:
     card: EncoderCard
     judged: str = ""
     precision: str = "float32"
+    begun: str = ""
+    origin: EncoderCard | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """settings.json."""
@@ -58,6 +61,7 @@ class Identity:
             "card": card,
             "judged": self.judged,
             "precision": self.precision,
+            "begun": self.begun,
         }
 
 
@@ -109,6 +113,8 @@ def check_same(path: Path, recorded: Mapping[str, Any], identity: Identity) -> N
         found.append(f"other patients were left out ({_counts(recorded['data'])} then, {_counts(asked['data'])} now)")
     if recorded.get("judged", "") != identity.judged:
         found.append("the labelled set of --judge was another one")
+    if recorded.get("begun", "") != identity.begun:
+        found.append("it began with other weights")
     if found:
         raise InputError(
             f"{path}: was begun with other settings: {'; '.join(found)}. Use another folder, or the settings of before"
@@ -144,13 +150,14 @@ def locked(path: Path) -> Iterator[None]:
     with output_errors(path):
         fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                raise InputError(
-                    f"{path}: another process trains in this folder. Wait for it, or use another one"
-                ) from None
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            os.close(fd)  # the other's lock and folder stay as they are
+            raise InputError(
+                f"{path}: another process trains in this folder. Wait for it, or use another one"
+            ) from None
+    try:
         yield
     finally:
         if not (path / SETTINGS).exists():  # nothing was begun: nothing is left behind

@@ -42,11 +42,6 @@ def dino_learning_rate(step: int, *, peak: float, steps: int, warmup_steps: int 
     return cosine((step - warmup_steps) / max(1, steps - warmup_steps), peak, end)
 
 
-def dino_weight_decay(step: int, *, start: float, end: float, steps: int) -> float:
-    """Half a cosine from start to end (DINO: 0.04 to 0.4)."""
-    return cosine(step / steps, start, end)
-
-
 def dino_temperature(epoch: int, *, start: float, end: float, warmup_epochs: int) -> float:
     """The teacher's temperature in an epoch: linear, both ends included, then constant (DINO, `DINOLoss`)."""
     if epoch >= warmup_epochs:

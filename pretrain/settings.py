@@ -28,9 +28,11 @@ _NUMBERS = ("lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip")
 class Recipe:
     """What an objective's authors train with. lr: base, at a batch of 256, by optimizer; weight_decay likewise.
 
-    weight_decay_end: reached along a half cosine, None for a constant one. clip: largest norm of the gradient, None for
-    none. freeze_patch_embed: whether a vision transformer's patch embedding stays as it begins (MoCo v3, section 4.1).
-    title: in running text; citation: of the paper.
+    weight_decay_end: reached along a half cosine, None for a constant one. lr_end: what the rate falls to, at any
+    batch. counts_steps: the warm-up's last step has the peak already, as in DINO's code (`pretrain.schedules`). clip:
+    largest norm of the gradient, None for none; clips_each: of each tensor's own instead of all together.
+    freeze_patch_embed: whether a vision transformer's patch embedding stays as it begins (MoCo v3, section 4.1). title:
+    in running text; citation: of the paper.
     """
 
     title: str
@@ -38,7 +40,10 @@ class Recipe:
     lr: Mapping[str, float]
     weight_decay: Mapping[str, float]
     weight_decay_end: float | None = None
+    lr_end: float = 0.0
+    counts_steps: bool = False
     clip: float | None = None
+    clips_each: bool = False
     freeze_patch_embed: bool = False
 
 
@@ -59,15 +64,18 @@ def _contrastive(title: str, citation: str) -> Recipe:
     )
 
 
-def _distilling(title: str, citation: str) -> Recipe:
-    """facebookresearch/dino, main_dino.py, clipped as in its README; dinov2 decays and clips in the same way."""
+def _distilling(title: str, citation: str, *, clips_each: bool) -> Recipe:
+    """facebookresearch/dino, main_dino.py, clipped as in its README; dinov2 differs in what a norm is taken of."""
     return Recipe(
         title,
         citation,
         lr={"adamw": 5e-4, "lars": 0.3},
         weight_decay={"adamw": 0.04, "lars": 1e-4},
         weight_decay_end=0.4,
+        lr_end=1e-6,
+        counts_steps=True,
         clip=3.0,
+        clips_each=clips_each,
     )
 
 
@@ -75,8 +83,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "moco-v3": _contrastive("MoCo v3", _MOCO),
         "lecl": _contrastive("LeCL", _LECL),
-        "dino": _distilling("DINO", _DINO),
-        "dinov2": _distilling("DINOv2", _DINOV2),
+        "dino": _distilling("DINO", _DINO, clips_each=True),
+        "dinov2": _distilling("DINOv2", _DINOV2, clips_each=False),
     }
 )
 
@@ -93,7 +101,8 @@ class PretrainSettings:
     batch: slices in a step over all processes. micro_batch: slices that a process encodes at a time, in two passes
     (`pretrain.accumulate`); None for the whole batch at once.
     lr: at a batch of 256, scaled to the batch; warmup_epochs: of a linear rise, a tenth of the epochs by default; then
-    half a cosine to 0. weight_decay spares biases and norms. clip: largest norm of the gradient, 0 for none.
+    half a cosine to the recipe's end. weight_decay spares biases and norms. clip: largest norm of the gradient, 0 for
+    none.
     precision: of the products in training; auto is bfloat16 where the hardware has it.
     augmentation: a preset of `pretrain.augmentation`, or a mapping of the fields that differ from its `preset`.
     annotated_share: of every batch, slices with a box; None takes them as they come.
@@ -161,6 +170,8 @@ class PretrainSettings:
         augmentation(self.augmentation)
         if not isinstance(self.options, Mapping) or not all(isinstance(key, str) for key in self.options):
             raise InputError(f"--option: expected names and values; found {self.options!r}")
+        if "epochs" in self.options:
+            raise InputError("--option epochs: is the run's length; give --epochs")
         if (self.judge_labels or self.judge_target) and not self.judge:
             raise InputError(
                 "--judge-labels, --judge-target: expected --judge, the labelled scans or slices, beside them"
@@ -190,9 +201,10 @@ class PretrainSettings:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, the augmentation in full."""
-        whole = augmentation(self.augmentation).as_dict()
-        return {**asdict(self), "options": dict(self.options), "augmentation": json.loads(json.dumps(whole))}
+        """Plain data for JSON, as it will be read again; the augmentation in full."""
+        whole = {**asdict(self), "augmentation": augmentation(self.augmentation).as_dict()}
+        plain: dict[str, Any] = json.loads(json.dumps(whole))
+        return plain
 
     def _need_whole(self, name: str, lowest: int) -> None:
         value = getattr(self, name)
@@ -220,7 +232,7 @@ def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[s
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             for key in dict.fromkeys([*before, *now]):
                 if before.get(key) != now.get(key):
-                    found.append(f"{key} was {_word(before.get(key))} and is {_word(now.get(key))}")
+                    found.append(f"{key.rstrip('_')} was {_word(before.get(key))} and is {_word(now.get(key))}")
         elif before != now:
             found.append(f"{_flag(name)} was {_word(before)} and is {_word(now)}")
     return found

@@ -25,10 +25,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pretrain.spacing import unknown_spacing
 from pretrain.store_tables import DAMAGED, FORMAT, VERSION, SliceStoreError, Tables, read_tables
-from pretrain.stored_scan import SCANS_FOLDER, SHARD, read_index
+from pretrain.stored_scan import SCANS_FOLDER, SHARD
 
-__all__ = ["FORMAT", "VERSION", "SliceStore", "SliceStoreError", "StoredSlice", "describe", "validate"]
+__all__ = ["FORMAT", "VERSION", "SliceStore", "SliceStoreError", "StoredSlice", "describe"]
 
 COLUMNS = (
     *("row", "scan_id", "patient_id", "scan_digest", "slice", "n_slices", "z_mm", "height", "width"),
@@ -36,7 +37,7 @@ COLUMNS = (
     *("n_boxes", "dataset"),
 )
 UNKNOWN_SPACING_MM = 1.0
-_CRC_BYTES, _BLOSC_HEADER_BYTES = 4, 16
+_CRC_BYTES, _BLOSC_HEADER_BYTES, _VALUE_BYTES = 4, 16, 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class StoredSlice:
     """One slice as stored.
 
     hu: (Y, X) int16, canonical axes, padding painted as air
-    spacing_mm: (between rows, between columns); 1.0 where the table says that it is unknown (null)
+    spacing_mm: (between rows, between columns); 1.0 where the table says that it is unknown (null), which is for
+        what asks for square pixels only: see `pretrain.spacing`
     boxes: (n, 4) float64, y0, x0, y1, x1 in pixels, half-open (pixel i covers i to i + 1); (0, 4) without
     row: of the store's table
     """
@@ -128,7 +130,7 @@ class SliceStore:
         """(Y, X) of a slice: one read, one checksum, one decompression."""
         import google_crc32c
 
-        shard = self._shard(scan)
+        shard = self.shard(scan)
         try:
             fd = os.open(shard, os.O_RDONLY)
             try:
@@ -138,21 +140,29 @@ class SliceStore:
         except OSError as error:
             raise SliceStoreError(f"{shard}: cannot be read ({error.strerror}). Is the disk still there?") from None
         packed, checksum = chunk[:-_CRC_BYTES], chunk[-_CRC_BYTES:]
-        out = np.empty(self._shape[scan], "<i2")
-        # bytes 4 to 8 of blosc's header are the length unpacked: nothing else is unpacked than what is expected
-        fits = len(packed) > _BLOSC_HEADER_BYTES and int.from_bytes(packed[4:8], "little") == out.nbytes
+        height, width = self._shape[scan].tolist()
+        # blosc's header says the length unpacked (bytes 4 to 8) and packed (12 to 16): nothing else is unpacked than
+        # what is expected
+        lengths = tuple(int.from_bytes(packed[at : at + 4], "little") for at in (4, 12))
+        fits = len(packed) > _BLOSC_HEADER_BYTES and lengths == (height * width * _VALUE_BYTES, len(packed))
         if not fits or int.from_bytes(checksum, "little") != google_crc32c.value(packed):
             raise SliceStoreError(f"{shard}: the chunk of slice row {row} is not as it was written; {DAMAGED}")
+        out = np.empty((height, width), "<i2")
         _blosc().decode(packed, out)
         return out
 
-    def _shard(self, scan: int) -> Path:
+    def chunks(self, rows: range) -> NDArray[np.int64]:
+        """(n, 2) offset and length of the slices' chunks in their shard, for consecutive rows of one scan."""
+        return np.stack([self._offset[rows.start : rows.stop], self._length[rows.start : rows.stop]], axis=1)
+
+    def shard(self, scan: int) -> Path:
+        """The file with the voxels of a scan (row of `scans`)."""
         return self.path / SCANS_FOLDER / self._keys[scan] / SHARD
 
     def _check_files(self) -> None:
         """Raises SliceStoreError unless every scan's shard is a regular file of the size it was written with."""
         for scan, (scan_id, n_bytes) in enumerate(self.scans.select("scan_id", "n_bytes").iter_rows()):
-            shard = self._shard(scan)
+            shard = self.shard(scan)
             try:
                 status = shard.lstat()
                 state = "" if stat.S_ISREG(status.st_mode) and status.st_size == n_bytes else "has another size"
@@ -175,42 +185,19 @@ class SliceStore:
         return {key: value for key, value in self.__dict__.items() if key != "table"} | {"_tables": None}
 
 
-def validate(path: Path | str) -> str:
-    """Check every promise of the format, the voxels included; returns one line. Raises SliceStoreError."""
-    import hashlib
-    import json
-
-    store = SliceStore(path)
-    first = 0
-    for scan, row in enumerate(store.scans.iter_rows(named=True)):
-        shard, rows = store._shard(scan), slice(first, first + row["n_slices"])
-        first = rows.stop
-        with shard.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == row["sha256"]
-        index = read_index(shard, row["n_slices"])
-        table = np.stack([store._offset[rows], store._length[rows]], axis=1)
-        metadata = json.loads((store.path / SCANS_FOLDER / row["key"] / "zarr.json").read_bytes())
-        shape = [row["n_slices"], row["height"], row["width"]]
-        if not same or not np.array_equal(index, table) or metadata.get("shape") != shape:
-            raise SliceStoreError(
-                f"{store.path}: the file of scan {row['scan_id']} is not as it was written; {DAMAGED}"
-            )
-        for at in range(rows.start, rows.stop):
-            store._pixels(at, scan)
-    return f"{store.path}: sound; {len(store.scans)} scans, {len(store)} slices, {len(store.boxes)} boxes"
-
-
 def describe(path: Path | str) -> dict[str, str]:
     """What a store holds, a line each."""
     store = SliceStore(path)
     patients = store.scans["patient_id"].drop_nulls().n_unique()
     unknown = store.scans["patient_id"].null_count()
     annotated = store.boxes["row"].n_unique()
+    unsized = unknown_spacing(store.scans).height
     return {
         "slices": f"{len(store)}",
         "scans": f"{len(store.scans)}",
         "patients": f"{patients}" + (f", and {unknown} scans whose patient is not known" if unknown else ""),
         "boxes": f"{len(store.boxes)} in {annotated} slices",
+        "spacing": f"not known of {unsized} scans" if unsized else "known",
         "datasets": ", ".join(sorted(store.scans["dataset"].drop_nulls().unique().to_list())) or "none named",
         "size": f"{int(store.scans['n_bytes'].sum()) / 1e6:.1f} MB",
         "digest": store.digest,

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 import clear
 from clear.atomic import write_aside
@@ -55,6 +56,12 @@ BOXES: dict[str, Any] = {
     "label": pl.String,
 }
 SCHEMAS: Mapping[str, dict[str, Any]] = {"scans": SCANS, "slices": SLICES, "boxes": BOXES}
+MAY_BE_NULL = frozenset(
+    (
+        *("patient_id", "study_uid", "series_uid", "spacing_z_mm", "spacing_y_mm", "spacing_x_mm"),
+        *("source", "dataset", "x0_mm", "y0_mm", "x1_mm", "y1_mm", "label"),
+    )
+)
 _HEX = re.compile(r"^[0-9a-f]+$")
 
 
@@ -206,10 +213,13 @@ _BUILD = "Expected a folder that `clear slices build` wrote"
 def _read_tables(path: Path) -> Tables:
     attributes = read_root(path)
     version = attributes.get("version")
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is int and version > VERSION:
         raise SliceStoreError(
-            f"{path}: a slice store of version {version!r}; this clear reads up to {VERSION}. Update clear"
+            f"{path}: a slice store of version {version}; this clear reads up to {VERSION}. Update clear"
         )
+    if type(version) is not int or version != VERSION:
+        found = str(version)[:40]
+        raise SliceStoreError(f"{path}: a slice store of version {found}; expected {VERSION}; {DAMAGED}")
     if "digest" not in attributes:
         raise SliceStoreError(f"{path}: its build is not finished. Run the same `clear slices build` again to go on")
     names = attributes.get("tables")
@@ -236,29 +246,42 @@ def _read_tables(path: Path) -> Tables:
 def _check(path: Path, tables: Tables) -> None:
     """Raises SliceStoreError where the tables contradict each other or could lead outside the store."""
     scans, slices, boxes = tables.scans, tables.slices, tables.boxes
-    counts = scans["n_slices"].to_numpy()
-    expected = np.repeat(np.arange(scans.height), counts) if counts.min(initial=1) > 0 else np.array([-1])
-    first = np.cumsum(counts) - counts
-    ends = (slices["offset"] + slices["length"]).to_numpy()
-    sizes = scans["n_bytes"].to_numpy()
-    sides = scans.select("width", "height").to_numpy()
-    corners = boxes.select("x0", "y0", "x1", "y1").to_numpy().reshape(-1, 4)
-    sound = (
-        np.array_equal(slices["scan"].to_numpy(), expected)
-        and np.array_equal(slices["slice"].to_numpy(), np.arange(slices.height) - first[expected])
-        and bool((slices["offset"] >= 0).all() and (slices["length"] > 0).all())
-        and bool((ends <= sizes[expected]).all())
-        and all(_HEX.match(key) for key in scans["key"])
-        and bool((scans["height"] > 0).all() and (scans["width"] > 0).all())
-        and scans["scan_id"].is_unique().all()
-        and bool(((boxes["row"] >= 0) & (boxes["row"] < slices.height)).all())
-        and bool((corners >= 0).all() and (corners[:, :2] < corners[:, 2:]).all())
-        and bool((corners[:, 2:] <= sides[expected[boxes["row"].to_numpy()]]).all())
+    filled = all(
+        frame[name].null_count() == 0
+        for frame in (scans, slices, boxes)
+        for name in frame.columns
+        if name not in MAY_BE_NULL
     )
-    if not sound:
+    counts = scans["n_slices"].to_numpy() if filled else np.empty(0, np.int32)
+    whole = filled and counts.min(initial=1) > 0 and int(counts.sum(dtype=np.int64)) == slices.height
+    if not (whole and _agree(scans, slices, boxes, np.repeat(np.arange(scans.height), counts))):
         raise SliceStoreError(f"{path}: its tables contradict each other; {DAMAGED}")
     if store_digest(tables.stored_scans(), tables.boxes_by_scan()) != tables.digest:
         raise SliceStoreError(f"{path}: its tables are not those of its digest; {DAMAGED}")
+
+
+def _agree(scans: pl.DataFrame, slices: pl.DataFrame, boxes: pl.DataFrame, scan_of: NDArray[np.int64]) -> bool:
+    """Whether the tables agree with each other. scan_of: the scan of every slice, as the scans' counts have it."""
+    counts = scans["n_slices"].to_numpy()
+    first = np.cumsum(counts) - counts
+    offset, length = slices["offset"].to_numpy(), slices["length"].to_numpy()
+    sizes = scans["n_bytes"].to_numpy()[scan_of]
+    sides = scans.select("width", "height").to_numpy()
+    corners = boxes.select("x0", "y0", "x1", "y1").to_numpy().reshape(-1, 4)
+    rows = boxes["row"].to_numpy()
+    return (
+        np.array_equal(slices["scan"].to_numpy(), scan_of)
+        and np.array_equal(slices["slice"].to_numpy(), np.arange(slices.height) - first[scan_of])
+        and bool((offset >= 0).all() and (length > 0).all())
+        and bool((length <= sizes).all() and (offset <= sizes - length).all())
+        and all(_HEX.match(key) for key in scans["key"])
+        and bool((sides > 0).all())
+        and scans["scan_id"].is_unique().all()
+        and bool((rows[1:] >= rows[:-1]).all())  # reading a slice's boxes relies on it
+        and bool(((rows >= 0) & (rows < slices.height)).all())
+        and bool((corners >= 0).all() and (corners[:, :2] < corners[:, 2:]).all())
+        and bool((corners[:, 2:] <= sides[scan_of[rows]]).all())
+    )
 
 
 def _scans_frame(scans: Sequence[StoredScan]) -> pl.DataFrame:

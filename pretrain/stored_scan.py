@@ -94,7 +94,7 @@ def write_scan(
             "modality", f"{scan.source}: {volume.modality or 'no known modality'}; a slice store holds CT in HU"
         )
     digest = volume.digest
-    key = hashlib.sha256(f"{scan.scan_id}\n{digest}".encode()).hexdigest()[:32]
+    key = scan_key(scan.scan_id, digest)
     place = store / SCANS_FOLDER / key
     facts: dict[str, Any] = {
         "key": key,
@@ -134,6 +134,11 @@ def write_scan(
     return stored
 
 
+def scan_key(scan_id: str, digest: str) -> str:
+    """The name of a scan's array, of its id and its voxels (docs/slice-store.md)."""
+    return hashlib.sha256(f"{scan_id}\n{digest}".encode()).hexdigest()[:32]
+
+
 def plan_facts(scan: Scan) -> dict[str, str | None]:
     """What the plan says of a scan, which can change while its voxels do not."""
     names = ("patient_id", "study_uid", "series_uid", "source")
@@ -170,17 +175,25 @@ def read_attributes(folder: Path) -> StoredScan | None:
         attributes = json.loads((folder / "zarr.json").read_bytes())["attributes"]
         stored = StoredScan.from_dict(attributes[ARRAY_ATTRIBUTE])
         whole = stored.key == folder.name and (folder / SHARD).stat().st_size == stored.n_bytes
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return stored if whole else None
 
 
 def read_index(shard: Path, n_slices: int) -> NDArray[np.uint64]:
-    """(n_slices, 2) offset and length of each chunk, from the shard's own index (zarr-specs, sharding-indexed 1.0)."""
+    """(n_slices, 2) offset and length of each chunk, from the shard's own index (zarr-specs, sharding-indexed 1.0).
+
+    Raises OSError and ValueError for a shard without a sound one.
+    """
+    import google_crc32c
+
     size = INDEX_ENTRY * n_slices + INDEX_CHECKSUM
     with shard.open("rb") as file:
         file.seek(-size, os.SEEK_END)
-        return np.frombuffer(file.read(size - INDEX_CHECKSUM), "<u8").reshape(n_slices, 2)
+        index, checksum = file.read(size - INDEX_CHECKSUM), file.read(INDEX_CHECKSUM)
+    if int.from_bytes(checksum, "little") != google_crc32c.value(index):
+        raise ValueError(f"{shard}: the index of its chunks has another crc32c")
+    return np.frombuffer(index, "<u8").reshape(n_slices, 2)
 
 
 def _write_array(folder: Path, hu: NDArray[np.int16]) -> dict[str, Any]:

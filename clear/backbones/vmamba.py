@@ -263,6 +263,8 @@ class SS2D(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, channels))
         self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * channels, states))
         self.Ds = nn.Parameter(torch.ones(DIRECTIONS * channels))
+        for parameter in (self.A_logs, self.Ds):  # rates and skips do not decay, as in the authors' code
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]  # read by `pretrain.optimiser`
         self.out_norm = nn.LayerNorm(channels)
         self.out_proj = nn.Linear(channels, dim, bias=False)
         self._start()

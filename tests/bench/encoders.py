@@ -185,7 +185,8 @@ NOTES = (
     "NAME` says more of each.",
     "Parameters and GFLOPs (two a multiply-add, in matrix products and convolutions, of one slice or volume; VMamba's "
     "scan is not counted) are of what is kept, without classifiers, text towers and projectors. `mambaout-lecl` stands "
-    "for the paper's 23M network; what comes with the package under its name is a small untrained one.",
+    "for the paper's 23M network; what comes with the package under its name is a small one, trained on synthetic "
+    "patients (docs/pretraining.md).",
     f"Slices a second: the network alone on random weights, batch {BATCH} (less where that is more than "
     f"{BATCH_FLOPS / 1e9:.0f} GFLOPs; volumes one by one), one pass, in "
     f"processor time of one core ({{machine}}, torch {torch.__version__}). The machine was shared and busy, "

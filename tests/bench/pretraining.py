@@ -1,8 +1,8 @@
 """Pretraining: how fast the loop is, and what MoCo v3 and LeCL teach.
 
     python tests/bench pretraining                                    # images/s against bare forward and backward
-    python tests/bench/pretraining.py table build/pretraining         # short runs, judged on patients they never saw
-    python tests/bench/pretraining.py nodules build/weights           # the long runs on the size-blind LIDC nodules
+    python tests/bench/pretraining.py table build/weights             # short runs, judged on patients they never saw
+    python tests/bench/pretraining.py nodules build/weights           # some of them on the size-blind LIDC nodules
 
 `table` trains the small encoder of `pretrain.shipped` from its untrained start with MoCo v3 and with LeCL at lambda 0,
 1, 3 and 5, three seeds each, and scores every encoder on the demonstration's cohort: nearest neighbours, a linear
@@ -39,13 +39,12 @@ from pretrain.accumulate import backward
 from pretrain.augmentation import augmentation
 from pretrain.batches import make_batches
 from pretrain.initialise import UNTRAINED, centre_embeddings, random_network, write_untrained
-from pretrain.optimiser import build_optimiser
 from pretrain.settings import PretrainSettings
 from pretrain.start import starting_objective, starting_point
 from pretrain.store import SliceStore
 
 SEEDS = (0, 1, 2)
-SHORT_EPOCHS = 4
+SHORT_EPOCHS = 1
 LAMBDAS = (0.0, 1.0, 3.0, 5.0)
 PROBES = ("knn-20", "linear")
 BOUND = 0.9
@@ -162,22 +161,23 @@ def table(folder: Path) -> None:
 
 
 def nodules(folder: Path, repeats: int) -> None:
-    """The size-blind task on real scans with the untrained start, MoCo v3 and LeCL as `make weights` left them."""
-    for name in ("untrained", "moco-v3", "lecl"):
-        card = folder / name / "card.json"
+    """The size-blind task on real scans: the untrained start, MoCo v3 and LeCL of equal length, and what ships."""
+    start, names = shipped.untrained(folder), ("runs/moco-v3-0", "runs/lecl-1-0", "lecl")
+    for card in (start, *(folder / name / "card.json" for name in names)):
+        name = card.parent.name
         print(f"\n{name}: {read_card(card).trained_on}", flush=True)
         lidc(str(card), repeats, limit=0, variants=("fixed", "scaled"))
 
 
-def speed(steps: int = 8) -> None:
-    """Images a second of the loop, reading included, over forward and backward of the same batch in memory."""
+def speed() -> None:
+    """Images a second of whole epochs, everything included, over forward and backward alone of a batch in memory."""
     print("\npretraining: the shipped encoder at 128 px, LeCL, batch 64")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        store = shipped.training_store(folder, patients=24)
+        store = shipped.training_store(folder, patients=32)
         rates: dict[str, float] = {}
         for precision in ("float32", choose_precision("auto", torch.device("cpu"), replace(UNTRAINED, bfloat16=True))):
-            loop, bare = _rates(folder, store, precision, steps)
+            loop, bare = _rates(folder, store, precision)
             show(
                 f"loop over bare, {precision}", f"{loop / bare:.2f} ({loop:.1f} of {bare:.1f} images/s; bound {BOUND})"
             )
@@ -186,60 +186,48 @@ def speed(steps: int = 8) -> None:
             show("bfloat16 over float32", f"{rates['bfloat16'] / rates['float32']:.2f}")
 
 
-def _rates(folder: Path, store: Path, precision: str, steps: int) -> tuple[float, float]:
-    """(images/s of the loop's steps, images/s of bare forward, backward and optimiser steps), taken in turn."""
-    card = str(shipped.untrained(folder))
-    options = {**shipped.SETTINGS["options"], "lambda_": 1.0}
+def _rates(folder: Path, store: Path, precision: str) -> tuple[float, float]:
+    """(images/s of a run's later epochs, images/s of bare forward and backward passes).
+
+    Bare passes are timed before and after the run, alone, so that nothing is prepared meanwhile. The run is a whole
+    one: reading, views, optimiser, teacher, norms and history are its own; the first epoch, which starts the workers
+    and prepares kernels, is left out, as are checkpoints between epochs.
+    """
+    before = _bare_rate(folder, store, precision)
+    result = shipped.train(folder, "lecl", output=folder / precision, store=store, epochs=4, precision=precision)
+    later = result.epochs[1:]
+    bare = statistics.mean([before, _bare_rate(folder, store, precision)])
+    return len(later) / sum(1 / row["images_per_s"] for row in later), bare
+
+
+def _bare_rate(folder: Path, store: Path, precision: str, steps: int = 6) -> float:
+    """Images a second of forward and backward passes of one batch that lies in memory, the teacher's pass included."""
     asked = PretrainSettings(
-        objective="lecl", model=card, epochs=1000, precision=precision, **{**shipped.SETTINGS, "options": options}
+        objective="lecl", model=str(shipped.untrained(folder)), precision=precision, **shipped.SETTINGS
     ).settled()
-    own, tensors = starting_point(asked)
-    objective = starting_objective(asked, own, tensors, torch.device("cpu"))
-    optimiser = build_optimiser(objective, asked)
+    start = starting_point(asked)
+    objective = starting_objective(asked, start, torch.device("cpu"))
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
 
     def autocast() -> Any:
         return torch.autocast("cpu", kind, enabled=precision == "bfloat16")
 
-    def step(views: Any) -> None:
-        optimiser.zero_grad(set_to_none=True)
+    opened, augment = SliceStore(store), augmentation("ct")
+    with make_batches(opened, start.card, objective.kinds, augment, batch=asked.batch, seed=0) as batches:
+        views = next(batches.epoch(0))
+    backward(objective, views, 0.0, micro_batch=None, autocast=autocast)  # prepares kernels
+    started = time.perf_counter()
+    for _ in range(steps):
+        objective.zero_grad(set_to_none=True)
         backward(objective, views, 0.0, micro_batch=None, autocast=autocast)
-        optimiser.step()
-        objective.update_teacher(0.0)
-
-    opened = SliceStore(store)
-    with make_batches(
-        opened, own, objective.kinds, augmentation("ct"), batch=asked.batch, seed=0, rank=0, world=1,
-        workers=asked.workers,
-    ) as batches:  # fmt: skip
-
-        def endless() -> Iterator[Any]:
-            epoch = 0
-            while True:
-                yield from batches.epoch(epoch)
-                epoch += 1
-
-        stream = endless()
-        first = next(stream)
-        step(first)  # the first step also prepares kernels
-        loop_s = bare_s = 0.0
-        for _ in range(steps):
-            started = time.perf_counter()
-            views = next(stream)
-            step(views)
-            loop_s += time.perf_counter() - started
-            started = time.perf_counter()
-            step(first)
-            bare_s += time.perf_counter() - started
-    images = steps * asked.batch
-    return images / loop_s, images / bare_s
+    return steps * asked.batch / (time.perf_counter() - started)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """`speed` where nothing is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("speed", "table", "nodules"), default="speed")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("build") / "pretraining")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("build") / "weights")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args(arguments if arguments is not None else [])
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

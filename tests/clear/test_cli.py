@@ -65,7 +65,7 @@ def test_extract_says_what_the_weights_are_and_sums_up_in_a_line(
 ) -> None:
     assert run(["extract", str(cohort / "dicom"), str(bags), "--window", "lung", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "untrained random weights" in out
+    assert "not for clinical conclusions" in out
     assert "Nothing was new" in out
     assert run(["bags", "info", str(bags)]) == 0
     assert "mambaout-lecl" in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_training_by_a_table_prints_the_answer(tmp_path: Path, capsys: pytest.Ca
     out = capsys.readouterr()
     assert status == 0, out.err
     assert "sick" in out.out
-    assert "untrained random weights" in out.out
+    assert "not for clinical conclusions" in out.out
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"run.json", "folds.csv", "history.csv", "predictions.csv", "metrics.csv", "attention.h5"} <= written
 

@@ -102,7 +102,10 @@ def test_an_encoder_is_trained_described_and_gone_on_with(
     card = json.loads(Path("run/card.json").read_text())
     assert card["name"] == "mine"
     assert card["trained_on"].endswith("1 epochs from random weights; for a test")
-    assert card["training"]["settings"]["options"] == {"hidden": 16, "dim": 8, "lambda": 3}
+    options = card["training"]["settings"]["options"]
+    assert {name: options[name] for name in ("hidden", "dim", "lambda_", "own_key", "tau")} == {
+        "hidden": 16, "dim": 8, "lambda_": 3, "own_key": True, "tau": 0.2
+    }  # fmt: skip
     assert card["training"]["settings"]["augmentation"]["flips"] == "left_right"
     assert "trained on    trained by LeCL on" in answer(capsys, "models", "show", "run")
     again = answer(capsys, *command, "--name", "mine", "--note", "for a test", "--augment", "flips=left_right")
@@ -201,7 +204,10 @@ def test_a_store_that_is_none_and_lecl_without_boxes_are_one_sentence(
 def test_one_process_of_several_speaks_for_all(
     slices: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RANK", "1")  # without torchrun there is one process, whatever a scheduler sets
+    assert run(["pretrain", str(slices), "run", "--model", "small", "--batch", "1"]) == 2
+    assert "a step needs 2 of them" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(["pretrain", str(slices), "run", "--model", "small", "--batch", "1"]) == 2
     assert capsys.readouterr().err == ""
 

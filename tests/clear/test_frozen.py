@@ -116,9 +116,10 @@ def test_a_card_whose_weights_are_of_another_network_is_refused(tmp_path: Path) 
         load_encoder(str(tmp_path))
 
 
-def test_the_bundled_encoder_says_that_it_is_untrained() -> None:
+def test_the_bundled_encoder_says_that_it_saw_synthetic_patients_only() -> None:
     bundled = load_encoder("mambaout-lecl", device="cpu")
-    assert "untrained" in bundled.weights_note
+    assert "all of them synthetic" in bundled.weights_note
+    assert "not for clinical conclusions" in bundled.weights_note
     assert bundled.provenance["trained on"] == bundled.weights_note
     assert bundled.dim == 288
 

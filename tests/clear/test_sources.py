@@ -24,7 +24,7 @@ from clear.sources import expect_weights, find_weights, local_weights
 def test_weights_are_looked_for_where_the_user_says_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = ENCODERS["mambaout-lecl"]
     assert find_weights(card).path.parent.name == "mambaout-lecl"
-    assert "untrained" in find_weights(card).note
+    assert "not for clinical conclusions" in find_weights(card).note
     assert find_weights(card).card.input_size == 128  # the small stand-in has a card of its own
     monkeypatch.setenv("CLEAR_WEIGHTS", str(tmp_path))
     local = tmp_path / "mambaout-lecl.safetensors"

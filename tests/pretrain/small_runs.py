@@ -1,7 +1,8 @@
 """Small pretrainings, for tests and for processes of their own.
 
 `small_runs.py STORE RUN MODEL JSON`: one pretraining with settings from JSON; beside them `die_at` (SIGKILL before that
-step), `stop_at` (SIGTERM during it), `nan_at` (a loss that is no number), `threads`. Prints what the run reports.
+step), `stop_at` (SIGTERM during it), `nan_at` (a loss that is no number), `fails_in` (an error of this process alone).
+Prints what the run reports.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def write_store(path: Path, *, patients: int = 6, slices: int = 4, boxes: bool =
             root=path.parent,
         )
         volume = phantom.series[0].volume
-        stored.append(write_scan(path, scan, volume, origin="", fingerprint="", dataset=None))
+        written = write_scan(path, scan, volume, origin="", fingerprint="", dataset=None)
+        stored.append(replace(written, spacing_mm=(1.0, 1.0, 1.0)))  # or crops in mm would be a few of the 40 pixels
         marks[scan.scan_id] = tuple(
             Box(at, float(box.x[0]), float(box.y[0]), float(box.x[1]), float(box.y[1]), box.finding)
             for box in (phantom.boxes if boxes else ())
@@ -126,7 +128,9 @@ def main(store: str, run: str, model: str, text: str) -> None:
     from pretrain import loop
 
     settings = json.loads(text)
-    die_at, stop_at, nan_at = (settings.pop(name, None) for name in ("die_at", "stop_at", "nan_at"))
+    die_at, stop_at, nan_at, fails_in = (
+        settings.pop(name, None) for name in ("die_at", "stop_at", "nan_at", "fails_in")
+    )
     real = loop.backward
 
     def watched(objective: Any, views: Any, progress: float, **options: Any) -> Any:
@@ -135,6 +139,8 @@ def main(store: str, run: str, model: str, text: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
+        if fails_in is not None and fails_in == int(os.environ.get("RANK", "0")):
+            raise ClearError("what only this process knows")
         computed = real(objective, views, progress, **options)
         if step == nan_at:
             computed.losses["loss"] = computed.losses["loss"] * float("nan")

@@ -22,11 +22,14 @@ import SimpleITK as sitk
 from clear import atomic
 from clear.atomic import OutputError
 from clear.errors import InputError
+from clear.headers import read_record
 from clear.phantoms import Cohort, write_cohort
 from clear.scans import find_scans, read_volume
+from clear.stopping import Interrupted, stopping
 from pretrain import build_workers, stored_scan
 from pretrain.build import BuildResult, build_slices
-from pretrain.store import SliceStore, SliceStoreError, validate
+from pretrain.store import SliceStore, SliceStoreError, describe
+from pretrain.store_validation import validate
 
 CRASH = Path(__file__).with_name("store_crash.py")
 ROOT = Path(__file__).parents[2]
@@ -267,6 +270,79 @@ def test_a_scan_of_an_unknown_patient_is_refused_while_anybody_is_left_out(tmp_p
         build(tmp_path / "in", tmp_path / "s.zarr", leave_out=["p1"])
 
 
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """Scans of four patients; `again` is `a` under another patient's id, whose other scan is `other`."""
+    for i, name in enumerate(("a", "b", "c", "other")):
+        write_nifti(tmp_path / "in" / f"{name}.nii", i)
+    shutil.copy(tmp_path / "in" / "a.nii", tmp_path / "in" / "again.nii")
+    rows = ["a.nii,A", "b.nii,B", "c.nii,C", "again.nii,ANON-7", "other.nii,ANON-7"]
+    (tmp_path / "scans.csv").write_text("\n".join(["path,patient_id", *rows]))
+    return tmp_path
+
+
+def test_a_copy_under_another_id_is_left_out_with_all_that_is_its_patients(copied: Path) -> None:
+    result = build(copied / "in", copied / "s.zarr", scans=copied / "scans.csv", leave_out=["A"])
+    assert SliceStore(copied / "s.zarr").scans["scan_id"].to_list() == ["b", "c"]
+    assert (result.scans, result.new, result.left_out, result.left_out_copies, result.set_aside) == (2, 2, 1, 2, 0)
+    assert "2 more scans are left out, since they or others of their patients have the very voxels" in result.summary()
+    rows = {row["name"]: (row["status"], row["reason"]) for row in record(copied / "s.zarr")}
+    assert rows["again"] == rows["other"] == ("set aside", "left_out_copy")
+    assert rows["a"] == ("set aside", "left_out")
+    assert len(list((copied / "s.zarr" / "scans").iterdir())) == 3  # with zarr.json: their voxels are gone
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["among the inputs", "in the store alone"])
+def test_copies_are_taken_out_of_a_store_too(copied: Path, there: bool) -> None:
+    assert build(copied / "in", copied / "s.zarr", scans=copied / "scans.csv").copies == 1
+    if not there:
+        for name in ("a", "again", "other"):
+            (copied / "in" / f"{name}.nii").unlink()
+        (copied / "scans.csv").write_text("path,patient_id\nb.nii,B\nc.nii,C\n")
+    result = build(copied / "in", copied / "s.zarr", scans=copied / "scans.csv", leave_out=["A"])
+    assert SliceStore(copied / "s.zarr").scans["scan_id"].to_list() == ["b", "c"]
+    assert (result.new, result.left_out_copies) == (0, 2)
+
+
+@pytest.mark.parametrize(("before", "now", "stays"), [("A", "B", True), ("X", "A", False)])
+def test_the_inputs_say_whose_a_stored_scan_is(tmp_path: Path, before: str, now: str, stays: bool) -> None:
+    table = tmp_path / "scans.csv"
+    for i, name in enumerate("ac"):
+        write_nifti(tmp_path / "in" / f"{name}.nii", i)
+    table.write_text(f"path,patient_id\na.nii,{before}\nc.nii,C\n")
+    build(tmp_path / "in", tmp_path / "s.zarr", scans=table)
+    table.write_text(f"path,patient_id\na.nii,{now}\nc.nii,C\n")
+    build(tmp_path / "in", tmp_path / "s.zarr", scans=table, leave_out=["A"])
+    assert SliceStore(tmp_path / "s.zarr").scans["patient_id"].to_list() == ([now, "C"] if stays else ["C"])
+
+
+def test_boxes_of_a_copy_are_not_missed(copied: Path) -> None:
+    rows = ["scan_id,slice,x0,y0,x1,y1,axes", "again,0,1,1,3,3,canonical", "b,0,1,1,3,3,canonical"]
+    (copied / "boxes.csv").write_text("\n".join(rows))
+    tables = {"scans": copied / "scans.csv", "boxes": copied / "boxes.csv"}
+    result = build(copied / "in", copied / "s.zarr", leave_out=["A"], **tables)
+    assert (result.boxes, result.lost_boxes, result.exit_status) == (1, 0, 0)
+    assert [problem.message for problem in result.box_problems] == ["again: 1 boxes lie in it, but it is left out"]
+
+
+def test_scans_left_out_are_not_read_where_nothing_looks_like_them(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nifti(copied / "in" / "long.nii", 9, n=5)
+    with (copied / "scans.csv").open("a") as file:
+        file.write("\nlong.nii,L\n")
+    read: list[str] = []
+    real = build_workers.read_volume
+
+    def reading(scan: object) -> object:
+        read.append(scan.scan_id)  # type: ignore[attr-defined]
+        return real(scan)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(build_workers, "read_volume", reading)
+    assert build(copied / "in", copied / "s.zarr", scans=copied / "scans.csv", leave_out=["L", "B"]).scans == 4 - 1 + 1
+    assert sorted(read) == ["a", "again", "b", "c", "other"]
+
+
 # DeepLesion as downloaded
 
 
@@ -321,6 +397,17 @@ def test_deeplesion_as_downloaded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.read(0).hu, png.astype(np.int32) - 32768)
 
 
+def test_a_table_that_comes_later_gives_the_spacing(tmp_path: Path) -> None:
+    folder = deeplesion(tmp_path / "DeepLesion")
+    table = (folder / "DL_info.csv").rename(tmp_path / "DL_info.csv")
+    first = build(folder, tmp_path / "s.zarr")
+    assert (first.scans, first.unknown_spacing) == (4, 4)
+    again = build(folder, tmp_path / "s.zarr", boxes=table)
+    assert (again.scans, again.unknown_spacing, again.boxes) == (4, 0, 5)
+    assert SliceStore(tmp_path / "s.zarr").read(0).spacing_mm == (0.8, 0.7)
+    validate(tmp_path / "s.zarr")
+
+
 @pytest.mark.parametrize("place", [".", "Images_png"])
 def test_the_official_test_patients_of_a_task_are_left_out(tmp_path: Path, place: str) -> None:
     folder = deeplesion(tmp_path / "DeepLesion")
@@ -345,6 +432,9 @@ def test_real_slices_of_the_deeplesion_layout(shared_data: Path, tmp_path: Path)
     assert (result.scans, len(store)) == (1, 6)
     assert store.table["spacing_x_mm"].to_list() == [None] * 6  # no table, so it is not known
     assert store.read(0).spacing_mm == (1.0, 1.0)
+    assert result.unknown_spacing == 1
+    assert "the pixel spacing of 1 scans is not known, so crops in mm cannot be cut from them" in result.summary()
+    assert describe(tmp_path / "s.zarr")["spacing"] == "not known of 1 scans"
     png = examples / "deeplesion_16bit_derived" / "Images_png" / "900001_01_01" / "016.png"
     values = sitk.GetArrayFromImage(sitk.ReadImage(str(png))).astype(np.int32) - 32768
     np.testing.assert_array_equal(store.read(0).hu, values)
@@ -427,10 +517,73 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch:
         patch.setattr(build_workers, "read_volume", read)
-        with pytest.raises(Exception, match="run the same command to go on") as stopped:
+        with pytest.raises(Interrupted, match="Run the same command to go on") as stopped:
             build(tmp_path / "in", tmp_path / "s.zarr")
-    assert stopped.value.exit_status == 130  # type: ignore[attr-defined]
+    assert stopped.value.exit_status == 130
     assert build(tmp_path / "in", tmp_path / "s.zarr").new == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_a_build_after_the_scan_at_hand_also_inside_a_run_that_has_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    for i, name in enumerate("abc"):
+        write_nifti(tmp_path / "in" / f"{name}.nii", i)
+    real = build_workers.read_volume
+
+    def read(scan: object) -> object:
+        if scan.scan_id == "b":  # type: ignore[attr-defined]
+            os.kill(os.getpid(), number)
+        return real(scan)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, stopping("the run ends", "at once"):
+        patch.setattr(build_workers, "read_volume", read)
+        with pytest.raises(Interrupted, match=r"s\.zarr: stopped; finished scans are kept\. Run the same command"):
+            build(tmp_path / "in", tmp_path / "s.zarr")
+    assert len(finished(tmp_path / "s.zarr")) == 2
+    assert build(tmp_path / "in", tmp_path / "s.zarr").new == 1
+
+
+def test_a_stop_while_headers_are_read_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i, name in enumerate("abc"):
+        write_nifti(tmp_path / "in" / f"{name}.nii", i)
+    read: list[object] = []
+
+    def reading(*arguments: object) -> object:
+        read.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read_record(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("clear.headers.read_record", reading)
+    with pytest.raises(Interrupted, match="finished scans are kept"):
+        build(tmp_path / "in", tmp_path / "s.zarr")
+    assert len(read) == 1
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_scheduler_that_tells_every_process_to_stop_costs_no_scan(
+    cohort: Cohort, tmp_path: Path, workers: int
+) -> None:
+    out = tmp_path / "s.zarr"
+    command = [sys.executable, str(CRASH), "run", str(cohort.dicom), str(out), "0.5", str(workers)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline().strip() == "reading"
+        while not finished(out):
+            assert child.poll() is None
+        os.killpg(child.pid, signal.SIGTERM)
+        _, said = child.communicate(timeout=60)
+    assert "Interrupted" in said
+    assert not out.with_name("s.qc.csv").exists()
+    left = finished(out)
+    assert 1 <= len(left) < 7
+    assert build(cohort.dicom, out).new == 7 - len(left)
+    build(cohort.dicom, tmp_path / "t.zarr")
+    assert contents(out) == contents(tmp_path / "t.zarr")
 
 
 def test_a_file_that_kills_its_reader_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,8 @@ import pretrain.engine as engine
 import pretrain.loop as loop_module
 from clear.card import read_card
 from clear.errors import InputError, WeightsError
+from clear.frozen import load_encoder
+from clear.stopping import Interrupted
 from clear.training_record import seen_in_pretraining
 from pretrain.history import read_history
 from pretrain.settings import PretrainSettings
@@ -44,6 +48,55 @@ def test_a_finished_run_is_opened_and_not_trained_again(
     assert again.new_steps == 0
     assert "done before" in again.summary()
     assert (tmp_path / "run" / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_same_options_in_another_spelling_are_the_same_run(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path
+) -> None:
+    heads = {"hidden": 16, "dim": 8}
+    small.train(store, tmp_path / "run", model, epochs=1, options={**heads, "lambda": 1, "crop": (0.2, 1.0)})
+    for options in (
+        {**heads, "crop": [0.2, 1.0]},
+        {**heads, "lambda_": 1.0, "crop": (0.2, 1)},
+        {**heads, "own_key": True, "crop": (0.2, 1.0)},
+    ):
+        assert small.train(store, tmp_path / "run", model, epochs=1, options=options).new_steps == 0
+    with pytest.raises(InputError, match="lambda was 1 and is 3"):
+        small.train(store, tmp_path / "run", model, epochs=1, options={**heads, "lambda": 3, "crop": (0.2, 1.0)})
+
+
+def test_a_run_that_began_with_other_weights_is_another_run(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path
+) -> None:
+    one, two = (small.train(store, tmp_path / name, model, epochs=1, seed=i).path for i, name in enumerate("ab"))
+    small.train(store, tmp_path / "run", one, epochs=1, init="own")
+    with pytest.raises(InputError, match="it began with other weights"):
+        small.train(store, tmp_path / "run", two, epochs=1, init="own")
+    assert small.train(store, tmp_path / "run", one, epochs=1, init="own").new_steps == 0
+
+
+@pytest.mark.parametrize("how", ["own", "folder", "file"])
+def test_whoever_was_seen_in_an_earlier_training_stays_seen(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path, how: str
+) -> None:
+    before = small.train(store, tmp_path / "one", model, epochs=1).path
+    other = small.write_store(tmp_path / "other.zarr", prefix="Q")
+    init = {"own": "own", "folder": str(before), "file": str(before / "weights.safetensors")}[how]
+    second = small.train(other, tmp_path / "two", before if how == "own" else model, epochs=1, init=init)
+    assert seen_in_pretraining(second.encoder.as_dict(), ["P-1", "Q-1", "R-1"]) == {"P-1", "Q-1"}
+    assert "one (trained by LeCL" in second.encoder.trained_on
+    third = small.train(other, tmp_path / "three", second.path, epochs=1, init="own", leave_out=["Q-1"])
+    assert seen_in_pretraining(third.encoder.as_dict(), ["P-1", "Q-1", "R-1"]) == {"P-1", "Q-1"}
+    assert len(third.encoder.training["earlier"]) == 2
+
+
+def test_weights_given_beside_their_card_bring_whom_they_have_seen(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path
+) -> None:
+    run = small.train(store, tmp_path / "one", model, epochs=1).path
+    loaded = load_encoder(str(model), run / "weights.safetensors", device="cpu")
+    assert seen_in_pretraining(loaded.card.as_dict(), ["P-1", "R-1"]) == {"P-1"}
+    assert "trained by LeCL" in loaded.weights_note
 
 
 def test_other_settings_need_another_folder(small: ModuleType, store: Path, model: Path, tmp_path: Path) -> None:
@@ -242,7 +295,7 @@ def test_activations_and_patch_embeddings_are_settings_of_the_run(
     small.train(store, tmp_path / "run", vit, epochs=2, checkpoint_grads=True, report=told.append)
     assert any(line.startswith("the patch embedding keeps its start") for line in told)
     settings = PretrainSettings(objective="lecl", model=str(vit))
-    card, _ = engine.starting_point(settings)
+    card = engine.starting_point(settings).card
     from pretrain.initialise import random_network
 
     begun = random_network(card).state_dict()
@@ -279,3 +332,41 @@ def test_lars_and_an_uneven_share_of_lesions_train_too(
     )
     assert set(seen) == {0.75}
     assert np.isfinite(result.epochs[0]["loss"])
+
+
+def test_a_stop_before_the_judges_scans_are_stored_is_a_stop(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path] = []
+    monkeypatch.setattr(engine, "build_slices", lambda *_, **__: built.append(tmp_path))
+    real = engine.check_folder
+
+    def signalled(path: Path) -> Any:
+        if any(path.glob(".lock")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(path)
+
+    monkeypatch.setattr(engine, "check_folder", signalled)
+    with pytest.raises(Interrupted):
+        small.train(store, tmp_path / "run", model, judge=str(tmp_path), judge_labels="x.csv", judge_target="y")
+    assert not built
+
+
+def test_judged_copies_of_what_is_trained_on_are_counted(
+    small: ModuleType, store: Path, model: Path, tmp_path: Path
+) -> None:
+    copies = small.write_store(tmp_path / "copies.zarr", prefix="OTHER")  # the same voxels under other names
+    told: list[str] = []
+    small.train(store, tmp_path / "run", model, epochs=1, judge=str(copies), report=told.append)
+    assert any("6 of the 6 judged patients are trained on too" in line for line in told)
+
+
+def test_a_judges_store_may_grow_by_what_is_not_judged(
+    small: ModuleType, store: Path, model: Path, judged: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.csv"
+    pl.DataFrame({"patient_id": [f"J-{i}" for i in range(6)], "sick": [0, 1] * 3}).write_csv(labels)
+    asked = {"judge": str(judged), "judge_labels": str(labels), "judge_target": "sick", "epochs": 1}
+    small.train(store, tmp_path / "run", model, **asked)
+    grown = small.write_store(tmp_path / "grown.zarr", patients=8, prefix="J")
+    assert small.train(store, tmp_path / "run", model, **{**asked, "judge": str(grown)}).new_steps == 0

@@ -138,6 +138,13 @@ def test_two_processes_train_the_network_that_one_trains(
     assert same_weights(tmp_path / "one", tmp_path / "two", within=1e-5)
 
 
+def test_what_one_process_alone_knows_is_said(small: ModuleType, store: Path, model: Path, tmp_path: Path) -> None:
+    failed = small.start(store, tmp_path / "run", model, processes=2, fails_in=1)
+    assert failed.returncode != 0
+    assert "process 1: what only this process knows" in failed.stderr, failed.stdout + failed.stderr
+    assert "unexpected" not in failed.stdout + failed.stderr
+
+
 def test_a_run_goes_on_with_another_number_of_processes(
     small: ModuleType, store: Path, model: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import timm.optim
 import torch
@@ -15,7 +17,13 @@ from clear.encoders import ENCODERS
 from clear.errors import InputError
 from pretrain.objectives import build_objective
 from pretrain.objectives.objective import Objective
-from pretrain.optimiser import build_optimiser, checkpoint_activations, hold_patch_embedding, set_rates
+from pretrain.optimiser import (
+    build_optimiser,
+    checkpoint_activations,
+    clip_gradients,
+    hold_patch_embedding,
+    set_rates,
+)
 from pretrain.settings import PretrainSettings
 
 HEADS = {"hidden": 16, "dim": 8}
@@ -41,7 +49,7 @@ def decaying(made: Objective, optimiser: torch.optim.Optimizer) -> set[str]:
 def test_weights_decay_and_biases_norms_and_positions_do_not(small: ModuleType, card: str) -> None:
     made, asked = build(small, card), settings()
     optimiser = build_optimiser(made, asked)
-    set_rates(optimiser, asked, 0.5)
+    set_rates(optimiser, asked, 5, 10)
     found = decaying(made, optimiser)
     shapes = {name: parameter.ndim for name, parameter in made.named_parameters()}
     assert all(shapes[name] > 1 for name in found)
@@ -54,7 +62,7 @@ def test_weights_decay_and_biases_norms_and_positions_do_not(small: ModuleType, 
 def test_the_rate_rises_to_a_peak_scaled_by_the_batch_and_falls_to_nothing(small: ModuleType) -> None:
     asked = settings(lr=1e-3, warmup_epochs=2, batch=512)
     optimiser = build_optimiser(build(small), asked)
-    rates = [set_rates(optimiser, asked, progress) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    rates = [set_rates(optimiser, asked, step, 10) for step in (0, 1, 2, 6, 10)]
     assert rates == pytest.approx([0.0, 1e-3, 2e-3, 1e-3, 0.0], abs=1e-12)
     assert {group["lr"] for group in optimiser.param_groups} == {rates[-1]}
 
@@ -63,18 +71,54 @@ def test_weight_decay_goes_along_a_cosine_to_its_end(small: ModuleType) -> None:
     made, asked = build(small, name="dino"), settings(objective="dino")
     optimiser = build_optimiser(made, asked)
     decays = []
-    for progress in (0.0, 0.5, 1.0):
-        set_rates(optimiser, asked, progress)
+    for step in (0, 5, 10):
+        set_rates(optimiser, asked, step, 10)
         decays.append(max(group["weight_decay"] for group in optimiser.param_groups))
     assert decays == pytest.approx([0.04, 0.22, 0.4])
     assert min(group["weight_decay"] for group in optimiser.param_groups) == 0.0
+
+
+def test_dinos_rates_are_its_repositorys_at_every_step(small: ModuleType, shared_data: Path) -> None:
+    expected = np.load(shared_data / "fixtures" / "dino_loss.npz")
+    asked = settings(objective="dino", epochs=6, warmup_epochs=2, batch=256)  # of 5 steps an epoch
+    optimiser = build_optimiser(build(small, name="dino"), asked)
+    rates, decays = [], []
+    for step in range(30):
+        rates.append(set_rates(optimiser, asked, step, 30))
+        decays.append(max(group["weight_decay"] for group in optimiser.param_groups))
+    assert rates == pytest.approx(expected["f64/schedule_lr"].tolist(), abs=1e-18)
+    assert decays == pytest.approx(expected["f64/schedule_weight_decay"].tolist(), abs=1e-15)
+
+
+def test_dino_clips_each_tensor_and_the_others_the_whole_gradient() -> None:
+    def clipped(objective: str) -> tuple[list[float], float]:
+        parameters = [torch.nn.Parameter(torch.zeros(4)) for _ in range(2)]
+        for parameter, length in zip(parameters, (3.0, 4.0), strict=True):
+            parameter.grad = torch.full((4,), length / 2)
+        norm = clip_gradients(parameters, settings(objective=objective, clip=2.5))
+        return [float(parameter.grad.norm()) for parameter in parameters if parameter.grad is not None], float(norm)
+
+    for objective, lengths in (("dino", [2.5, 2.5]), ("dinov2", [1.5, 2.0]), ("lecl", [1.5, 2.0])):
+        found, norm = clipped(objective)
+        assert found == pytest.approx(lengths, rel=1e-5)
+        assert norm == pytest.approx(5.0)
+
+
+def test_vmambas_rates_and_skips_do_not_decay() -> None:
+    card = replace(ENCODERS["vmamba-tiny"], settings={**ENCODERS["vmamba-tiny"].settings, "depths": (1, 1, 1, 1)})
+    made = build_objective("moco-v3", card, HEADS)
+    optimiser = build_optimiser(made, settings())
+    set_rates(optimiser, settings(), 0, 10)
+    found = decaying(made, optimiser)
+    assert any(name.endswith("in_proj.weight") for name in found)
+    assert not any(name.endswith(("A_logs", "Ds")) for name in found)
 
 
 def test_lars_adapts_the_rate_of_weights_and_not_of_biases(small: ModuleType) -> None:
     made, asked = build(small), settings(optimizer="lars", lr=0.5, warmup_epochs=0, weight_decay=0.0)
     optimiser = build_optimiser(made, asked)
     assert isinstance(optimiser, timm.optim.Lars)
-    rate = set_rates(optimiser, asked, 0.0)
+    rate = set_rates(optimiser, asked, 0, 10)
     before = {name: p.detach().clone() for name, p in made.named_parameters()}
     for parameter in made.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None

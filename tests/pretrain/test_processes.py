@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from clear.errors import InputError
-from pretrain.processes import launched, launched_rank, processes
+from clear.launch import launched, launched_rank
+from pretrain.processes import processes
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

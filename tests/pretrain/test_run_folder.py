@@ -50,6 +50,7 @@ def test_what_differs_is_named(identity: Identity, tmp_path: Path) -> None:
         ),
         "other patients were left out": replace(identity, data={**DATA, "rows": "c" * 64}),
         "the labelled set of --judge was another one": replace(identity, judged="d" * 64),
+        "it began with other weights": replace(identity, begun="e" * 64),
         "the card's input_size, mean differ": replace(
             identity, card=replace(identity.card, input_size=64, mean=(0.0, 0.0, 0.0))
         ),
@@ -105,6 +106,16 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
     assert "another process trains in this folder" in other.stderr
     with locked(tmp_path):  # and afterwards it is free
         pass
+
+
+def test_whoever_does_not_get_the_folder_leaves_the_others_lock_alone(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    code = f"from pathlib import Path; from pretrain.run_folder import locked\nwith locked(Path({run!r})): pass"
+    with locked(tmp_path / "run"):  # before its settings.json is written
+        for _ in range(2):
+            other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            assert "another process trains in this folder" in other.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_was_never_begun_leaves_no_folder(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from pretrain.schedules import (
     cosine,
     dino_learning_rate,
     dino_temperature,
-    dino_weight_decay,
     moco_learning_rate,
 )
 
@@ -37,7 +36,7 @@ def test_dinos_schedules_are_the_repositorys_at_every_step(shared_data: Path) ->
     file = fixture(shared_data, "dino_loss")
     steps = range(30)
     rate = [dino_learning_rate(step, peak=5e-4, steps=30, warmup_steps=10, end=1e-6) for step in steps]
-    decay = [dino_weight_decay(step, start=0.04, end=0.4, steps=30) for step in steps]
+    decay = [cosine(step / 30, 0.04, 0.4) for step in steps]
     momentum = [cosine(step / 30, 0.996, 1.0) for step in steps]
     assert_allclose(rate, file["f64/schedule_lr"], rtol=0, atol=1e-18)
     assert_allclose(decay, file["f64/schedule_weight_decay"], rtol=0, atol=1e-15)

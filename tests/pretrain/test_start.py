@@ -21,8 +21,8 @@ from pretrain.start import starting_objective, starting_point
 def begin(model: Path | str, **changes: Any) -> tuple[EncoderCard, Objective]:
     options = {"hidden": 16, "dim": 8}
     asked = PretrainSettings(**{"objective": "moco-v3", "model": str(model), "options": options, **changes}).settled()
-    card, tensors = starting_point(asked)
-    return card, starting_objective(asked, card, tensors, torch.device("cpu"))
+    start = starting_point(asked)
+    return start.card, starting_objective(asked, start, torch.device("cpu"))
 
 
 def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:

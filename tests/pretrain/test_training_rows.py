@@ -47,15 +47,52 @@ def test_names_that_are_not_in_the_store_are_counted(store: Path) -> None:
     assert remark.endswith("; 1 of the 2 names are not in the store")
 
 
-def memory(ids: list[str | None]) -> Any:
-    table = pl.DataFrame({"row": range(len(ids)), "patient_id": ids, "scan_id": [f"s{i}" for i in range(len(ids))]})
-    return SimpleNamespace(path=Path("slices.zarr"), table=table)
+def memory(ids: list[str | None], voxels: list[str] | None = None) -> Any:
+    """A store of a slice a scan. voxels: the scans' digests, all different by default."""
+    digests = [f"d{i}" for i in range(len(ids))] if voxels is None else voxels
+    scans = {"scan_id": [f"s{i}" for i in range(len(ids))], "scan_digest": digests}
+    return SimpleNamespace(
+        path=Path("slices.zarr"), table=pl.DataFrame({"row": range(len(ids)), "patient_id": ids, **scans})
+    )
 
 
 def test_slices_of_nobody_known_could_be_anybodys() -> None:
     rows, remark = rows_to_train_on(memory(["a", None, "b", "b"]), ["b"])
     assert rows.tolist() == [0]
     assert remark == "left out: 1 patients with 2 slices, and 1 slices whose patient is not known"
+
+
+def test_a_copy_under_another_id_is_left_out_with_all_that_is_its_patients() -> None:
+    ids: list[str | None] = ["a", "anonymous-7", "anonymous-7", "b", "copy-of-7", "c"]
+    voxels = ["a1", "a1", "other", "b1", "other", "c1"]
+    rows, remark = rows_to_train_on(memory(ids, voxels), ["a"])
+    assert rows.tolist() == [3, 5]
+    assert remark == (
+        "left out: 1 patients with 1 slices; 2 other patients with 3 slices, since scans of theirs have the very "
+        "voxels of scans that are left out: one person may have several ids here"
+    )
+
+
+def test_the_copy_of_a_named_scan_is_left_out_whoever_the_scan_is_of() -> None:
+    rows, remark = rows_to_train_on(memory([None, "a", "b"], ["x", "x", "y"]), ["s0"])
+    assert rows.tolist() == [2]
+    assert remark.startswith(
+        "left out: 0 patients with 0 slices, and 1 slices whose patient is not known; 1 other patients with 1 slices"
+    )
+
+
+def test_a_scan_under_two_patients_is_remarked_on_where_nobody_is_left_out() -> None:
+    rows, remark = rows_to_train_on(memory(["a", "b", "c", "c"], ["x", "x", "y", "y"]), None)
+    assert rows.tolist() == [0, 1, 2, 3]
+    assert remark == (
+        "2 scans have the very voxels of a scan of another patient, first s0, s1; one person may have several ids "
+        "here. Whoever is left out by one of them is left out by all"
+    )
+
+
+def test_the_test_patients_of_a_task_are_for_building_the_store() -> None:
+    with pytest.raises(InputError, match=r"--leave-out test: .*`clear slices build --task NAME --leave-out test`"):
+        rows_to_train_on(memory(["a", "b"]), "test")
 
 
 def test_a_name_spelled_nearly_alike_stops() -> None:

@@ -8,7 +8,8 @@ What the command line does, one call here does; importing `clear` loads neither 
 
     scans = clear.find_scans("ct_dir")
     clear.extract("ct_dir", "feats.h5", model="mambaout-lecl")
-    run = clear.train("feats.h5", task="rad-chestct")
+    run = clear.train("feats.h5", task="rad-chestct")  # and report.html in its folder
+    clear.explain(run, scan_id, scans="ct_dir")
     clear.build_slices("ct_dir", "slices.zarr", boxes="boxes.csv")
     clear.pretrain("slices.zarr", "runs/lecl", objective="lecl", model="mambaout-lecl")
 """
@@ -31,6 +32,8 @@ _SURFACE = {
     "compare": "clear.api",
     "crossval": "clear.api",
     "demo": "clear.demonstration",
+    "evaluate_explanations": "clear.api",
+    "explain": "clear.api",
     "extract": "clear.api",
     "find_scans": "clear.api",
     "inspect": "clear.api",
@@ -40,6 +43,7 @@ _SURFACE = {
     "pretrain": "clear.api",
     "probe": "clear.api",
     "read_volume": "clear.api",
+    "report": "clear.api",
     "train": "clear.api",
 }
 __all__ = [
@@ -53,6 +57,8 @@ __all__ = [
     "compare",
     "crossval",
     "demo",
+    "evaluate_explanations",
+    "explain",
     "extract",
     "find_scans",
     "inspect",
@@ -62,6 +68,7 @@ __all__ = [
     "pretrain",
     "probe",
     "read_volume",
+    "report",
     "train",
 ]
 
@@ -71,6 +78,8 @@ if TYPE_CHECKING:
         build_slices,
         compare,
         crossval,
+        evaluate_explanations,
+        explain,
         extract,
         find_scans,
         inspect,
@@ -80,6 +89,7 @@ if TYPE_CHECKING:
         pretrain,
         probe,
         read_volume,
+        report,
         train,
     )
     from clear.bags import Bags

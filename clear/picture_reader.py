@@ -22,7 +22,7 @@ from typing import Any
 from clear.errors import InputError, ScanRefused
 from clear.pictures import encoded, grey, settled
 from clear.scans import Scan, read_volume
-from clear.windows import Window, default_windows
+from clear.windows import Window
 
 LADDER = ((256, 75), (224, 70), (192, 60), (160, 50), (128, 40), (96, 30))  # long side in pixels and WebP quality
 READERS = 2
@@ -62,17 +62,16 @@ def read_pictures(jobs: Sequence[Job], *, readers: int = READERS) -> list[Answer
     lock = threading.Lock()
 
     def work() -> None:
-        with contextlib.closing(_turns(rest, lock)) as turns:
-            worker = _Worker()
-            try:
-                for number, job in turns:
-                    found = worker.ask(job)
-                    if found is None:  # it died over this scan
-                        worker.close()
-                        worker = _Worker()
-                    answers[number] = found or _none(job, REFUSED)
-            finally:
-                worker.close()
+        worker = _Worker()
+        try:
+            for number, job in _turns(rest, lock):
+                found = worker.ask(job)
+                if found is None:  # it died over this scan
+                    worker.close()
+                    worker = _Worker()
+                answers[number] = found
+        finally:
+            worker.close()
 
     threads = [threading.Thread(target=work) for _ in range(min(readers, len(jobs)))]
     for thread in threads:
@@ -94,13 +93,11 @@ def answer(job: Job) -> Answer:
         if volume.digest != job.digest:
             outcome = OTHER_VOXELS
             continue
-        shown = [default_windows(volume.modality)[0] if w.kind == "encoder" else w for _, w in job.wanted]
-        ranges = dict(zip(shown, settled(volume, tuple(shown)), strict=True))
-        pictures = [
-            _within(grey(volume, slice, ranges[window]), job.room)
-            for (slice, _), window in zip(job.wanted, shown, strict=True)
-        ]
-        return Answer(READ, tuple(pictures))
+        windows = tuple({window: None for _, window in job.wanted})
+        ranges = dict(zip(windows, settled(volume, windows), strict=True))
+        return Answer(
+            READ, tuple(_within(grey(volume, slice, ranges[window]), job.room) for slice, window in job.wanted)
+        )
     return _none(job, outcome)
 
 

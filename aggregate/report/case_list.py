@@ -6,7 +6,7 @@ there is more to show, attention or other endpoints. Beyond ROWS rows the list e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,10 @@ from aggregate.report.attention_summary import effective, profile_svg
 from aggregate.report.cases import Case, cases
 from aggregate.report.ids import Ids
 from aggregate.report.material import Material
-from aggregate.report.pictures import Pictures, Wanted, find_pictures
+from aggregate.report.pictures import BUDGET, Pictures, Wanted, find_pictures
+from clear.bags import Bags
+from clear.thumbnails import thumbnail_windows
+from clear.windows import Window
 
 OPENED = 60
 ROWS = 3000
@@ -45,7 +48,7 @@ class CaseView:
     case: Case
     fold: str
     effective: float | None
-    opens: bool
+    opens: bool = False
     slices: tuple[SliceView, ...] = ()
     profiles: tuple[str, ...] = ()
     others: tuple[Case, ...] = ()
@@ -68,75 +71,72 @@ def case_list(
     mark: str,
     *,
     scans: Path | str | None = None,
-    opened: int = OPENED,
+    runs: int = 1,
 ) -> CaseList:
-    """The cases of a run. scans: the folder that pictures are made from. Raises InputError where that has no scans."""
+    """The cases of a run. scans: the folder that pictures are made from; runs: how many share the page's room.
+
+    Raises InputError where `scans` has no scans.
+    """
     if material.predictions is None:
         return CaseList((), 0, 0, ())
     found = cases(material.scored_scans, material.predictions)
-    listed = found[:ROWS]
+    listed = found[: ROWS // runs]
     of_scan: dict[str, list[Case]] = {}
     for case in found:
         of_scan.setdefault(case.scan, []).append(case)
     attended = {} if attention is None else {case.scan: attention.of(case.scan) for case in listed}
     worth = [case.scan for case in listed if attended.get(case.scan) or len(of_scan[case.scan]) > 1]
-    chosen = list(dict.fromkeys(worth))[:opened]
-    wanted = [each for scan in chosen for each in _wanted(attended.get(scan, ()))]
+    chosen = list(dict.fromkeys(worth))[: max(1, OPENED // runs)]
+    wanted: dict[str, list[Wanted]] = {}
     pictures = Pictures({}, ())
-    if material.bags is not None and wanted:
-        pictures = find_pictures(wanted, material.bags, scans=scans)
+    if material.bags is not None and attended:
+        wanted = {scan: _wanted(attended[scan], material.bags) for scan in chosen}
+        flat = [each for here in wanted.values() for each in here]
+        pictures = find_pictures(flat, material.bags, scans=scans, budget=BUDGET // runs)
     waiting, rows = set(chosen), list[CaseView]()
     for case in listed:
-        opens = case.scan in waiting
-        waiting.discard(case.scan)
-        rows.append(
-            _view(case, opens, attended.get(case.scan, ()), of_scan[case.scan], pictures, ids, f"{mark}-k{len(rows)}")
-        )
+        here = attended.get(case.scan, ())
+        view = CaseView(ids(case.scan), ids(case.patient), case, _fold(case), effective(here) if here else None)
+        if case.scan in waiting:
+            waiting.discard(case.scan)
+            view = replace(
+                view,
+                opens=True,
+                slices=tuple(_slices(here, wanted.get(case.scan, ()), pictures, ids)),
+                profiles=tuple(profile_svg(here, SLICES, f"{mark}-k{len(rows)}")),
+                others=tuple(other for other in of_scan[case.scan] if other is not case)[:_OTHERS],
+            )
+        rows.append(view)
     return CaseList(tuple(rows), len(found), len(chosen), pictures.notes)
 
 
-def _wanted(attended: tuple[Attended, ...]) -> list[Wanted]:
+def _wanted(attended: tuple[Attended, ...], bags: Bags) -> list[Wanted]:
     return [
-        Wanted(one.scan, one.digest, slice, one.windows[window])
+        Wanted(one.scan, one.digest, slice, _shown_in(one, window, bags))
         for one, slice, window, _ in top_slices(attended, SLICES)
     ]
 
 
-def _view(
-    case: Case,
-    opens: bool,
-    attended: tuple[Attended, ...],
-    same_scan: Sequence[Case],
-    pictures: Pictures,
-    ids: Ids,
-    mark: str,
-) -> CaseView:
-    view = CaseView(
-        scan=ids(case.scan),
-        patient=ids(case.patient),
-        case=case,
-        fold=_fold(case),
-        effective=effective(attended) if attended else None,
-        opens=opens,
-    )
-    if not opens:
-        return view
-    slices = []
-    for one, slice, window, share in top_slices(attended, SLICES):
+def _shown_in(one: Attended, window: int, bags: Bags) -> Window:
+    """The window of a picture: the slice's own, or the first that its encoder makes something else of."""
+    own = one.windows[window]
+    return own if own.kind != "encoder" else thumbnail_windows(bags.header, one.modality)[0]
+
+
+def _slices(
+    attended: tuple[Attended, ...], wanted: Sequence[Wanted], pictures: Pictures, ids: Ids
+) -> Iterator[SliceView]:
+    for (one, slice, _, share), asked in zip(top_slices(attended, SLICES), wanted, strict=True):
         place = int((one.slice == slice).argmax())
-        slices.append(
-            SliceView(
-                slice,
-                one.n_slices - 1,
-                float(one.z_mm[place]),
-                one.windows[window].name,
-                share,
-                pictures.found.get(Wanted(one.scan, one.digest, slice, one.windows[window]), ""),
-                ids(one.scan) if len(attended) > 1 else "",
-            )
+        yield SliceView(
+            number=slice,
+            last=one.n_slices - 1,
+            z_mm=float(one.z_mm[place]),
+            window=asked.window.name,
+            share=share,
+            picture=pictures.found.get(asked, ""),
+            scan=ids(one.scan) if len(attended) > 1 else "",
         )
-    others = tuple(other for other in same_scan if other is not case)[:_OTHERS]
-    return replace(view, slices=tuple(slices), profiles=tuple(profile_svg(attended, SLICES, mark)), others=others)
 
 
 def _fold(case: Case) -> str:

@@ -65,7 +65,7 @@ def _found(material: Material) -> list[Step]:
     states = _states(path)
     if states is None:
         material.gaps.append(
-            Gap("feats.qc.csv", "No quality record lies beside the bag file: how many series were found is not known.")
+            Gap(path.name, "No quality record lies beside the bag file: how many series were found is not known.")
         )
         return []
     done = sum(count for (status, _), count in states.items() if status == "done")

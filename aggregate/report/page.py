@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from aggregate.report.attended import attention_of
 from aggregate.report.attention_summary import AttentionPanel, attention_panels, ends_of
-from aggregate.report.case_list import OPENED, CaseList, case_list
+from aggregate.report.case_list import CaseList, case_list
 from aggregate.report.cautions import Caution, cautions, remarks
 from aggregate.report.cohort_flow import Step, cohort_flow
 from aggregate.report.comparison import Pair, compared, verdict
@@ -27,7 +27,7 @@ from aggregate.report.confounders import scan_table_summary
 from aggregate.report.facts import Asked, asked, encoder_facts, protocol, question_facts, training_facts
 from aggregate.report.ids import Ids
 from aggregate.report.material import Gap, Material
-from aggregate.report.plots import Panel, endpoint_panels, folds_svg, left_undrawn, roc_of_runs, training_svg
+from aggregate.report.plots import DRAWN, Panel, endpoint_panels, folds_svg, left_undrawn, roc_of_runs, training_svg
 from aggregate.report.results import ResultRow, beside, headline, main_rows, result_rows, row_name
 from aggregate.summary import METRIC_NAMES
 
@@ -77,8 +77,7 @@ def render(
     """
     ids = Ids(show_ids, salt)
     several = len(materials) > 1
-    opened = max(1, OPENED // len(materials))
-    views = [_view(each, f"r{i}", ids, scans, opened) for i, each in enumerate(materials, start=1)]
+    views = [_view(each, f"r{i}", ids, scans, len(materials)) for i, each in enumerate(materials, start=1)]
     pairs = compared(list(materials)) if several else []
     pairs = [_without_ids(pair, materials, ids) for pair in pairs]
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
@@ -103,13 +102,13 @@ def render(
     )
 
 
-def _view(material: Material, mark: str, ids: Ids, scans: Path | str | None, opened: int) -> RunView:
-    rows = result_rows(material)
+def _view(material: Material, mark: str, ids: Ids, scans: Path | str | None, runs: int) -> RunView:
+    rows, drawn = result_rows(material), max(1, DRAWN // runs)
     main = main_rows(material, rows)
     flow = cohort_flow(material)
     attention = attention_of(material)
-    listed = case_list(material, attention, ids, mark, scans=scans, opened=opened)
-    panels = endpoint_panels(material, mark)
+    listed = case_list(material, attention, ids, mark, scans=scans, runs=runs)
+    panels = endpoint_panels(material, mark, drawn)
     folds, folds_note = folds_svg(material, rows, mark)
     training = training_svg(material, mark)
     found = cautions(material, rows, flow)
@@ -137,7 +136,7 @@ def _view(material: Material, mark: str, ids: Ids, scans: Path | str | None, ope
         results=tuple(rows),
         row_names={(row.endpoint, row.name): row_name(material, row) for row in rows},
         panels=tuple(panels),
-        undrawn=left_undrawn(material),
+        undrawn=left_undrawn(material, drawn),
         folds_svg=folds,
         folds_note=folds_note,
         fold_rows=tuple(_fold_rows(material, settings)),

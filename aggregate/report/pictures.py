@@ -1,8 +1,8 @@
 """Pictures of the slices that a page shows: from the scans themselves, or from thumbnails kept by extraction.
 
 A scan is matched cheaply first, by its id or series, else by its geometry, and counts only when the digest of its
-voxels is the one that was extracted. Only scans that are shown are read (`clear.picture_reader`), and of each nothing but
-its pictures is kept; all of them together stay within a budget of bytes.
+voxels is the one that was extracted. Only scans that are shown are read (`clear.picture_reader`), of each nothing but
+its pictures is kept, and all of these together stay within a budget of bytes.
 """
 
 from __future__ import annotations

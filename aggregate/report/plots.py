@@ -47,12 +47,12 @@ class Panel:
     note: str = ""
 
 
-def endpoint_panels(material: Material, mark: str) -> list[Panel]:
-    """ROC, precision-recall and calibration curves and confusion matrices of the first endpoints.
+def endpoint_panels(material: Material, mark: str, drawn: int = DRAWN) -> list[Panel]:
+    """ROC, precision-recall and calibration curves and confusion matrices of the first `drawn` endpoints.
 
     mark: begins the ids inside the figures. Without predictions the curves are those of curves.csv, without bands.
     """
-    shown = [endpoint for endpoint in material.endpoints if endpoint.name in _drawable(material)][:DRAWN]
+    shown = [endpoint for endpoint in material.endpoints if endpoint.name in _drawable(material)][:drawn]
     panels = []
     for number, endpoint in enumerate(shown):
         here = material.scored.get(endpoint.name)
@@ -63,9 +63,9 @@ def endpoint_panels(material: Material, mark: str) -> list[Panel]:
     return [panel for panel in panels if panel.figures or panel.note]
 
 
-def left_undrawn(material: Material) -> int:
+def left_undrawn(material: Material, drawn: int = DRAWN) -> int:
     """How many endpoints have no figures for lack of room."""
-    return max(0, len(_drawable(material)) - DRAWN)
+    return max(0, len(_drawable(material)) - drawn)
 
 
 def folds_svg(material: Material, rows: list[ResultRow], mark: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 import aggregate.report as module
-import aggregate.report.page as page_module
+import aggregate.report.case_list as list_module
 from aggregate.report import report, report_beside
 from aggregate.report.ids import Ids
 from aggregate.report.material import open_material
@@ -31,7 +31,7 @@ HOSTILE = ("<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>",
 @pytest.fixture(autouse=True)
 def few_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that opens few cases is drawn in a second."""
-    monkeypatch.setattr(page_module, "OPENED", 6)
+    monkeypatch.setattr(list_module, "OPENED", 6)
 
 
 class Parsed(HTMLParser):

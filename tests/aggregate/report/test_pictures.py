@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from clear.bags import Bags
 from clear.errors import InputError
 from clear.pictures import grey
 from clear.scans import read_volume
+from clear.thumbnails import Thumbnails, packed, thumbnails_folder
 from clear.windows import ABDOMEN, LUNG
 
 
@@ -94,6 +96,23 @@ def test_without_scans_and_thumbnails_there_is_a_note_and_no_picture(bags: Bags)
     found = find_pictures(wanted(bags), bags)
     assert found.found == {}
     assert "--scans" in found.notes[0]
+
+
+def test_thumbnails_serve_where_the_scans_do_not(runs: dict[str, Path], copied: Callable[[str], Path]) -> None:
+    folder = copied("pixels")
+    bags = Bags(folder / "feats.h5")
+    first, second = wanted(bags, 2)
+    thumbnails = Thumbnails(thumbnails_folder(bags.path))
+    place = thumbnails.path(first.digest)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(packed(read_volume(folder / "scans" / f"{first.scan}.mha", modality="CT"), bags.windows))
+    found = find_pictures([first, second], bags)
+    assert set(found.found) == {first}
+    assert found.notes == ("1 of 2 slices have no picture.",)
+    volume = read_volume(folder / "scans" / f"{first.scan}.mha", modality="CT")
+    assert np.abs(image(found.found[first]) - grey(volume, 4, first.window)).mean() < 12
+    place.write_bytes(b"not one")
+    assert "1 thumbnails are damaged." in find_pictures([first, second], bags).notes
 
 
 def test_many_scans_are_read_by_processes_that_give_the_same_pictures(

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from clear import __version__, cli_explain, cli_pretrain, cli_tasks, cli_training
+from clear import __version__, cli_explain, cli_pretrain, cli_report, cli_tasks, cli_training
 from clear.cli_options import Device
 
 app = typer.Typer(
@@ -266,6 +266,7 @@ def models_verify(
 cli_training.register(app)
 cli_pretrain.register(app)
 cli_tasks.register(app)
+cli_report.register(app)
 cli_explain.register(app)
 
 

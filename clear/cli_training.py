@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -91,7 +91,7 @@ def train(
     from clear.api import train as run
     from clear.arguments import named_lists, named_values
 
-    extra = {} if baseline is None else {"baselines": [each for each in baseline if each != "none"]}
+    extra: dict[str, Any] = {} if baseline is None else {"baselines": [each for each in baseline if each != "none"]}
     result = run(
         bags,
         task=task,

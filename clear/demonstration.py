@@ -94,6 +94,7 @@ def demo(
                     aggregator=aggregator,
                     output=output,
                     device=device,
+                    page=aggregator != "mean",  # the page of what is shown; the other is there to be compared with
                 )
             runs[endpoint.name][aggregator] = open_run(output)
     return Demo(place, runs)

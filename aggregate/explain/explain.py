@@ -177,7 +177,11 @@ def _write(result: Explanation, folder: Path, outputs: Sequence[str], scan: Scan
 
         attention = result.attention
         figure = attention_profile_figure(
-            attention.z_mm, attention.weights, attention.windows, result.top_slices(SHOWN), title="Attention"
+            attention.z_mm,
+            attention.weights,
+            attention.windows,
+            result.top_slices(SHOWN),
+            title="Attention",
         )
         write_aside(folder / "attention.svg", svg(figure).encode())
         files += [folder / "attention.svg", write_png(folder / "attention.png", figure)]

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,29 +47,70 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """outcome: one of the four above; pictures: one for each wanted, WebP, None where there is none."""
+    """outcome: one of the four above; pictures: one for each wanted, WebP, None where there is none.
+
+    digest: of the voxels that were read last, "" where none were.
+    """
 
     outcome: str
     pictures: tuple[bytes | None, ...]
+    digest: str = ""
+
+
+def find_voxels(scans: Sequence[Scan], digests: set[str], *, readers: int = READERS) -> tuple[dict[str, Scan], int]:
+    """(digest -> the first scan found to have these voxels, how many scans could not be read).
+
+    Each scan is read once at most, and none any more when all digests are found.
+    """
+    found: dict[str, Scan] = {}
+    unread = 0
+
+    def take(number: int, answer: Answer) -> bool:
+        nonlocal unread
+        unread += answer.outcome == REFUSED
+        if answer.digest in digests:
+            found.setdefault(answer.digest, scans[number])
+        return len(found) == len(digests)
+
+    if digests:
+        _each([Job((scan,), "", (), 0) for scan in scans], readers, take)
+    return found, unread
 
 
 def read_pictures(jobs: Sequence[Job], *, readers: int = READERS) -> list[Answer]:
     """The answer to each job, in order; several scans are read at a time where there are many."""
+    answers: dict[int, Answer] = {}
+
+    def take(number: int, answer: Answer) -> bool:
+        answers[number] = answer
+        return False
+
+    _each(jobs, readers, take)
+    return [answers[number] for number in range(len(jobs))]
+
+
+def _each(jobs: Sequence[Job], readers: int, take: Callable[[int, Answer], bool]) -> None:
+    """Hand each job's number and answer to `take`, one at a time, until it says that this is enough."""
     if len(jobs) < HELP_FROM or readers < 2:
-        return [answer(job) for job in jobs]
-    answers: list[Answer | None] = [None] * len(jobs)
+        for number, job in enumerate(jobs):
+            if take(number, answer(job)):
+                return
+        return
     rest = iter(enumerate(jobs))
+    enough = threading.Event()
     lock = threading.Lock()
 
     def work() -> None:
         worker = _Worker()
         try:
-            for number, job in _turns(rest, lock):
+            for number, job in _turns(rest, lock, enough):
                 found = worker.ask(job)
                 if found is None:  # it died over this scan
                     worker.close()
                     worker = _Worker()
-                answers[number] = found
+                with lock:
+                    if take(number, found or _none(job, REFUSED)):
+                        enough.set()
         finally:
             worker.close()
 
@@ -78,27 +119,29 @@ def read_pictures(jobs: Sequence[Job], *, readers: int = READERS) -> list[Answer
         thread.start()
     for thread in threads:
         thread.join()
-    return [found or _none(job, REFUSED) for job, found in zip(jobs, answers, strict=True)]
 
 
 def answer(job: Job) -> Answer:
     """The pictures of one scan: of the first that is readable and has these voxels."""
-    outcome = NOT_THERE
+    outcome, digest = NOT_THERE, ""
     for scan in job.scans:
         try:
             volume = read_volume(scan)
         except (ScanRefused, InputError):
             outcome = REFUSED
             continue
-        if volume.digest != job.digest:
+        digest = volume.digest
+        if digest != job.digest:
             outcome = OTHER_VOXELS
             continue
         windows = tuple({window: None for _, window in job.wanted})
         ranges = dict(zip(windows, settled(volume, windows), strict=True))
         return Answer(
-            READ, tuple(_within(grey(volume, slice, ranges[window]), job.room) for slice, window in job.wanted)
+            READ,
+            tuple(_within(grey(volume, slice, ranges[window]), job.room) for slice, window in job.wanted),
+            digest,
         )
-    return _none(job, outcome)
+    return _none(job, outcome, digest)
 
 
 def serve() -> None:
@@ -108,7 +151,7 @@ def serve() -> None:
     for line in sys.stdin:
         found = answer(_job(json.loads(line)))
         pictures = [None if each is None else base64.b64encode(each).decode() for each in found.pictures]
-        answers.write(json.dumps({"outcome": found.outcome, "pictures": pictures}) + "\n")
+        answers.write(json.dumps({"outcome": found.outcome, "pictures": pictures, "digest": found.digest}) + "\n")
         answers.flush()
 
 
@@ -137,7 +180,7 @@ class _Worker:
             self.process.stdin.flush()
             data = json.loads(self.process.stdout.readline())
             pictures = tuple(None if each is None else base64.b64decode(each) for each in data["pictures"])
-            return Answer(str(data["outcome"]), pictures)
+            return Answer(str(data["outcome"]), pictures, str(data["digest"]))
         except (OSError, ValueError):
             return None
 
@@ -151,18 +194,18 @@ class _Worker:
         self.process.wait()
 
 
-def _turns(rest: Iterator[tuple[int, Job]], lock: threading.Lock) -> Iterator[tuple[int, Job]]:
-    """The jobs that no other thread has taken."""
+def _turns(rest: Iterator[tuple[int, Job]], lock: threading.Lock, enough: threading.Event) -> Iterator[tuple[int, Job]]:
+    """The jobs that no other thread has taken, until there is enough."""
     while True:
         with lock:
-            taken = next(rest, None)
+            taken = None if enough.is_set() else next(rest, None)
         if taken is None:
             return
         yield taken
 
 
-def _none(job: Job, outcome: str) -> Answer:
-    return Answer(outcome, (None,) * len(job.wanted))
+def _none(job: Job, outcome: str, digest: str = "") -> Answer:
+    return Answer(outcome, (None,) * len(job.wanted), digest)
 
 
 def _within(image: Any, room: int) -> bytes | None:

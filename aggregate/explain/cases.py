@@ -10,6 +10,7 @@ import polars as pl
 
 from aggregate.explain.boxes import Boxes
 from aggregate.explain.masks import Masks
+from aggregate.explain.models import pairs_for
 from aggregate.explain.target import Target, targets_of
 from aggregate.run import Run
 from clear.bags import Bags
@@ -37,7 +38,8 @@ def find_cases(run: Run, bags: Bags, marks: Marks) -> tuple[list[Cases], list[st
     A label belongs to the binary endpoint of its name, or to the class of its name of a multi-class or ordinal one
     (capitals, blanks, `-` and `_` do not matter); marks without a label belong to a run's only binary endpoint. A scan
     counts where the run scored it out of fold and its label says that it has the finding; one that the run does not
-    know counts by its marks alone. Raises InputError when no label belongs to an endpoint, or no scan counts.
+    know counts by its marks alone, unless every model was fitted on its patient. Raises InputError when no label
+    belongs to an endpoint, or no scan counts.
     """
     targets = [target for target in targets_of(run.endpoints) if target.class_name]
     matched = [(target, label) for target in targets for label in marks.labels if _is_of(label, target, targets)]
@@ -85,9 +87,25 @@ def _cases_of(run: Run, bags: Bags, marks: Marks, target: Target, label: str) ->
     known = set(run.folds["scan_id"].to_list())
     marked = {scan for scan in marks.scans_with(label) if scan in bags}
     patients = {scan: positive[scan] for scan in marked & positive.keys()}
+    fitted = nameless = 0
     for scan in marked - known:
-        patients[scan] = bags.row(scan).patient_id or scan
+        row = bags.row(scan)
+        if not pairs_for(run, scan, digest=row.digest, patient_id=row.patient_id):
+            fitted += 1
+            continue
+        nameless += row.patient_id is None
+        patients[scan] = row.patient_id or scan
     remarks = []
+    if fitted:
+        remarks.append(
+            f"{target.finding}: {fitted} marked scans that the run does not know are left out: every model was fitted "
+            "on another scan of their patient"
+        )
+    if nameless:
+        remarks.append(
+            f"{target.finding}: {nameless} marked scans that the run does not know have no patient id in the bag file: "
+            "whether a model was fitted on their patient cannot be told"
+        )
     if unlike := len((marked & known) - positive.keys()):
         remarks.append(
             f"{target.finding}: {unlike} marked scans are left out: their label says that they do not "

@@ -75,7 +75,8 @@ class ScanContenders:
         self.encoder, self.volume, self.map_name, self.destroyed = encoder, volume, map_name, destroyed
         self.windows = choose_windows(bags, run.windows, str(bags.path))
         self.embeddings = features_of_scan(run, bags, scan_id)
-        self.found = models_for(run, scan_id, digest=bags.row(scan_id).digest)
+        row = bags.row(scan_id)
+        self.found = models_for(run, scan_id, digest=row.digest, patient_id=row.patient_id)
         self._maps: dict[tuple[str, str], NDArray[np.float32]] = {}
 
     def of(self, target: Target) -> list[Contender]:

@@ -87,10 +87,9 @@ def write_dicom(
     UIDs that a reference needs, for a bad argument, and for a segmentation of a map that is zero everywhere; ValueError
     when the map does not fit the volume; OutputError when a file cannot be written.
     """
-    highdicom = _highdicom()
+    highdicom = load_highdicom()
     _check(saliency, volume, kind, threshold)
-    source = source_of(scan, volume)
-    _check_uids(source)
+    source = check_source(scan, volume)
     if kind == "segmentation" and not saliency.any():
         raise InputError(f"{scan.source}: its map is zero everywhere, so there is nothing to segment")
     folder = Path(folder)
@@ -122,6 +121,23 @@ def write_dicom(
     path = folder / f"{kind}.dcm"
     write_aside(path, file.getvalue())
     return [path]
+
+
+def check_source(scan: Scan, volume: Volume) -> Source:
+    """The source that a map over `volume` refers to. Raises InputError where `write_dicom` would refuse it."""
+    source = source_of(scan, volume)
+    _check_uids(source)
+    return source
+
+
+def load_highdicom() -> ModuleType:
+    """Raises MissingExtra where it is not installed."""
+    try:
+        import highdicom
+    except ImportError:
+        raise MissingExtra("highdicom", "dicom", "DICOM output") from None
+    found: ModuleType = highdicom
+    return found
 
 
 def _parametric_map(highdicom: ModuleType, values: NDArray[np.float32], top: float, common: dict[str, Any]) -> Any:
@@ -214,12 +230,3 @@ def _unvalidated() -> Iterator[None]:
     """pydicom takes values as the source has them, and warns of none: a warning would quote them."""
     with quiet_pydicom(), pydicom.config.disable_value_validation():
         yield
-
-
-def _highdicom() -> ModuleType:
-    try:
-        import highdicom
-    except ImportError:
-        raise MissingExtra("highdicom", "dicom", "DICOM output") from None
-    found: ModuleType = highdicom
-    return found

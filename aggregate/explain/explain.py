@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from aggregate.cohort import choose_windows, rows_of_scans
 from aggregate.explain.correctness import THRESHOLD
 from aggregate.explain.explanation import Explanation
-from aggregate.explain.models import models_for
+from aggregate.explain.models import models_for, pairs_for
 from aggregate.explain.pixels import ScanFolder, find_encoder
 from aggregate.explain.saliency import MAPS, default_map, saliency
 from aggregate.explain.slice_attention import slice_attention
@@ -25,15 +25,19 @@ from aggregate.explain.target import choose_target, scores_of_bag
 from aggregate.predict import check_bags
 from aggregate.run import Run
 from clear.atomic import output_errors, write_aside
+from clear.bag_format import ScanRow
 from clear.bags import Bags
 from clear.errors import InputError
 from clear.scans import Scan
+from clear.volume import Volume
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OF_PIXELS = ("nifti", "dicom", "segmentation", "animation")
 OUTPUTS = ("png", "csv", *OF_PIXELS)
+OF_DICOM = ("dicom", "segmentation")
+NIFTI = "saliency.nii.gz"
 TOP = 6  # slices on the montage
 SHOWN = 3  # slices marked on the profile
 
@@ -55,11 +59,11 @@ def explain(
 ) -> Explanation:
     """What a prediction of one scan was made of: the attention of its slices and, with its pixels, a saliency volume.
 
-    The models that explain are those that did not train on the scan's patient; all of them for a scan that the run does
-    not know. bags: the file that holds the scan, the run's own by default. scans: a folder or plan in which the scan is
-    found by its id or its voxels, and always confirmed by its digest; without it there is no saliency. endpoint,
-    class_name: see `aggregate.explain.target.choose_target`. map: of `aggregate.explain.saliency.MAPS`, the one that
-    suits the encoder by default. model, weights: see `aggregate.explain.pixels.find_encoder`.
+    The models that explain are those that did not train on the scan's patient (`aggregate.explain.models`). bags: the
+    file that holds the scan, the run's own by default. scans: a folder or plan in which the scan is found by its id or
+    its voxels, and always confirmed by its digest; without it there is no saliency. endpoint, class_name: see
+    `aggregate.explain.target.choose_target`. map: of `aggregate.explain.saliency.MAPS`, the one that suits the encoder
+    by default. model, weights: see `aggregate.explain.pixels.find_encoder`.
 
     outputs: of OUTPUTS, what is written to `out` (by default `explain/SCAN` in the run folder); none writes nothing.
     Raises InputError where the run cannot explain this scan, or what is found is not what was encoded.
@@ -70,12 +74,12 @@ def explain(
         opened = open_bags(opened_run, bags, stack)
         check_bags(opened_run, opened)
         row = opened.row(scan_id)
-        found = models_for(opened_run, scan_id, digest=row.digest)
+        found = models_for(opened_run, scan_id, digest=row.digest, patient_id=row.patient_id)
         embeddings = features_of_scan(opened_run, opened, scan_id)
         scores = scores_of_bag(opened_run, found.models, found.pairs, embeddings)
         target, score, remarks = choose_target(opened_run.endpoints, scores, endpoint, class_name)
         attention = slice_attention(opened_run, opened, scan_id, endpoint=target.endpoint.name)
-        remarks += _remarks(opened_run, attention.share, row.patient_id, attention.out_of_fold)
+        remarks += _remarks(opened_run, attention.share, row, attention.out_of_fold)
         result = Explanation(
             scan_id=scan_id,
             source_digest=row.digest,
@@ -94,6 +98,7 @@ def explain(
             remarks.append("without --scans there are no pixels: no pictures of slices, and no saliency")
         else:
             scan, volume = ScanFolder(scans).find(row)
+            remarks += _check_outputs(outputs, scan, volume, scan_id)
             encoder = find_encoder(opened, model, weights, device)
             name = map or default_map(encoder)
             models = [opened_run.model(*pair) for pair in attention.pairs]
@@ -102,6 +107,9 @@ def explain(
                 remarks.append(f"the {name} map is 0 everywhere: no place in a slice speaks for {target.finding}")
             whole = saliency(attention.weights, maps, volume, encoder.card)
             result = replace(result, map_name=name, saliency=whole, volume=volume)
+            if "segmentation" in outputs and not whole.any():
+                outputs = [each for each in outputs if each != "segmentation"]
+                remarks.append("segmentation.dcm is not written: the saliency is 0 everywhere")
         result = replace(result, remarks=tuple(remarks))
         if outputs:
             folder = Path(out) if out is not None else opened_run.path / "explain" / safe_name(scan_id)
@@ -151,26 +159,63 @@ def _check_arguments(outputs: Sequence[str], map: str | None, scans: Path | str 
     needs = [f"--{name}" for name in outputs if name in OF_PIXELS] + (["--map"] if map is not None else [])
     if scans is None and needs:
         raise InputError(f"{needs[0]}: needs the scan's pixels; name their folder with --scans DIR")
+    if any(name in OF_DICOM for name in outputs):
+        from aggregate.explain.dicom import load_highdicom
+
+        load_highdicom()
 
 
-def _remarks(run: Run, share: float, patient: str | None, out_of_fold: bool) -> list[str]:
+def _check_outputs(outputs: Sequence[str], scan: Scan, volume: Volume, scan_id: str) -> list[str]:
+    """What to know of the outputs. Raises InputError where this scan cannot have one, before any work is done."""
+    remarks = []
+    if "nifti" in outputs:
+        from aggregate.explain.nifti import OFF_GRID_MM, check_grid, off_grid
+
+        check_grid(NIFTI, volume)
+        off_mm = off_grid(volume)
+        if off_mm > OFF_GRID_MM:
+            remarks.append(
+                f"{NIFTI}: slices lie up to {off_mm:.2f} mm off the even grid of its affine; DICOM keeps the place of "
+                "each"
+            )
+    if any(name in OF_DICOM for name in outputs):
+        from aggregate.explain.dicom import check_source
+
+        check_source(scan, volume)
+        if scan.scan_id != scan_id:
+            remarks.append(
+                "the bag file calls this scan by a name of its own, but the DICOM output copies patient name, patient "
+                "id, dates and UIDs of the source series: it tells who is behind the name"
+            )
+    return remarks
+
+
+def _remarks(run: Run, share: float, row: ScanRow, out_of_fold: bool) -> list[str]:
     remarks = []
     if share < 1 - 1e-6:
         remarks.append(
             f"the run reads the scans of a patient as one bag: {100 * share:.1f} % of its attention fell on this scan. "
             "Shares of slices are of the scan alone, and so is the score"
         )
-    known = run.folds.filter(run.folds["split"].is_in(["train", "inner"]))["patient_id"].unique().to_list()
-    if not out_of_fold and patient in known:
-        remarks.append("another scan of this patient taught the models: what they show here may be remembered")
+    if not out_of_fold and row.patient_id is None:
+        remarks.append(
+            "the bag file has no patient id of this scan: whether a model was fitted on another scan of the patient "
+            "cannot be told, and none is left out"
+        )
+    elif not out_of_fold:
+        left = len(run.pairs) - len(pairs_for(run, row.scan_id, digest=row.digest, patient_id=row.patient_id))
+        if left:
+            remarks.append(
+                f"{left} of {len(run.pairs)} models are left out: they were fitted on another scan of this patient"
+            )
     return [*remarks, encoder_line(run)]
 
 
 def _write(result: Explanation, folder: Path, outputs: Sequence[str], scan: Scan | None) -> list[Path]:
-    """The files asked for, in a folder that is made; first those that a scan may be refused for."""
+    """The files asked for, in a folder that is made; the large ones last."""
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    files = _write_volumes(result, folder, outputs, scan)
+    files: list[Path] = []
     if "png" in outputs:
         from aggregate.figures.attention import attention_profile_figure
         from aggregate.figures.style import svg
@@ -199,7 +244,7 @@ def _write(result: Explanation, folder: Path, outputs: Sequence[str], scan: Scan
         montage = montage_figure(result.volume, window, result.saliency, weights, n=TOP, title=title)
         write_aside(folder / "montage.png", png(montage))
         files.append(folder / "montage.png")
-    return files
+    return files + _write_volumes(result, folder, outputs, scan)
 
 
 def _write_volumes(result: Explanation, folder: Path, outputs: Sequence[str], scan: Scan | None) -> list[Path]:
@@ -210,7 +255,7 @@ def _write_volumes(result: Explanation, folder: Path, outputs: Sequence[str], sc
     if "nifti" in outputs:
         from aggregate.explain.nifti import write_nifti
 
-        files.append(write_nifti(folder / "saliency.nii.gz", result.saliency, result.volume))
+        files.append(write_nifti(folder / NIFTI, result.saliency, result.volume))
     said = f"Saliency: {result.answer}"
     if "dicom" in outputs:
         from aggregate.explain.dicom import write_dicom

@@ -16,22 +16,30 @@ FITTED = ("train", "inner")  # `inner` patients ended the training, so the weigh
 @dataclass(frozen=True)
 class ScanModels:
     """models: in eval mode, one a pair; pairs: their (repeat, fold); out_of_fold: the run knows the scan and none of
-    these models was fitted on its patient. A scan that the run does not know has all models and False."""
+    these models was fitted on its patient. False for a scan that the run does not know, which has the models that were
+    not fitted on its patient as far as the bag file names one."""
 
     models: tuple[Aggregator, ...]
     pairs: tuple[tuple[int, int], ...]
     out_of_fold: bool
 
 
-def models_for(run: Run, scan_id: str, *, digest: str | None = None, endpoint: str | None = None) -> ScanModels:
-    """The models that explain a scan: those that scored it out of fold; all of them for a scan the run does not know.
+def models_for(
+    run: Run,
+    scan_id: str,
+    *,
+    digest: str | None = None,
+    patient_id: str | None = None,
+    endpoint: str | None = None,
+) -> ScanModels:
+    """The models that explain a scan, none of which was fitted on its patient (`pairs_for`).
 
-    digest: of the scan's voxels, by which the run knows it again under another name. endpoint: leaves out the models
-    that could not learn it (`Run.not_learnt`), whose logits mean nothing.
+    digest: of the scan's voxels, by which the run knows it again under another name. patient_id: as the bag file has
+    it. endpoint: leaves out the models that could not learn it (`Run.not_learnt`), whose logits mean nothing.
     Raises InputError where every model was fitted on the scan's patient, or none learnt the endpoint.
     """
     known = known_as(run, scan_id, digest)
-    pairs = list(run.pairs) if known is None else _not_fitted_on(run, known)
+    pairs = pairs_for(run, scan_id, digest=digest, patient_id=patient_id)
     if not pairs:
         raise InputError(
             f"{run.path}: every model of the run was fitted on the patient of scan {scan_id}, so none can explain it "
@@ -42,6 +50,26 @@ def models_for(run: Run, scan_id: str, *, digest: str | None = None, endpoint: s
         folds = ", ".join(fold_name(*pair) for pair in pairs)
         raise InputError(f"{run.path}: {folds} had nothing to learn {endpoint} from; explain another endpoint or scan")
     return ScanModels(tuple(run.model(*pair) for pair in learnt), tuple(learnt), known is not None)
+
+
+def pairs_for(
+    run: Run, scan_id: str, *, digest: str | None = None, patient_id: str | None = None
+) -> list[tuple[int, int]]:
+    """The (repeat, fold) of the models that were not fitted on a scan's patient; none where all were.
+
+    Those that scored a scan of the run. For one that the run does not know, those that saw no other scan of
+    patient_id (a series that `--join first` left out, one without a label); without a patient_id all of them, as there
+    is nothing to tell by.
+    """
+    known = known_as(run, scan_id, digest)
+    own = run.folds.filter(pl.col("scan_id") == (scan_id if known is None else known))
+    scored = set(own.filter(pl.col("split") == "test").select("repeat", "fold").iter_rows())
+    if scored:
+        return [pair for pair in run.pairs if pair in scored]
+    patients = set(own["patient_id"].to_list()) or {patient_id} - {None}
+    seen = run.folds.filter(pl.col("patient_id").is_in(list(patients)) & pl.col("split").is_in(FITTED))
+    fitted = set(seen.select("repeat", "fold").iter_rows())
+    return [pair for pair in run.pairs if pair not in fitted]
 
 
 def known_as(run: Run, scan_id: str, digest: str | None = None) -> str | None:
@@ -58,15 +86,3 @@ def known_as(run: Run, scan_id: str, digest: str | None = None) -> str | None:
             )
         return scan_id
     return next((name for name, own in digests.items() if own == digest), None) if digest else None
-
-
-def _not_fitted_on(run: Run, scan_id: str) -> list[tuple[int, int]]:
-    """The pairs that scored the scan; where none did (a file left it out), those that did not see its patient."""
-    own = run.folds.filter(pl.col("scan_id") == scan_id)
-    scored = set(own.filter(pl.col("split") == "test").select("repeat", "fold").iter_rows())
-    if scored:
-        return [pair for pair in run.pairs if pair in scored]
-    patients = own["patient_id"].unique().to_list()
-    seen = run.folds.filter(pl.col("patient_id").is_in(patients) & pl.col("split").is_in(FITTED))
-    fitted = set(seen.select("repeat", "fold").iter_rows())
-    return [pair for pair in run.pairs if pair not in fitted]

@@ -24,6 +24,7 @@ from clear.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 QFORM_MM = 0.01  # how far a corner may lie off before the qform is left out
+OFF_GRID_MM = 0.01  # how far a slice may lie off the affine's grid before it is said
 SCANNER_ANATOMICAL = 1  # NIFTI_XFORM_SCANNER_ANAT
 FLOAT32, MILLIMETRE = 16, 2
 OFFSET = 352  # header, and four bytes that say "no extension"
@@ -35,8 +36,8 @@ def write_nifti(path: Path | str, saliency: NDArray[np.float32], volume: Volume)
     """A map (Z, Y, X) over `volume` as a float32 NIfTI-1 file (.nii or .nii.gz); returns its path.
 
     Voxel centres are those of `Volume.affine`, rounded to float32; the same input gives the same bytes. Where a scanner
-    rounded its table positions, that one affine may miss a slice by up to a tenth of a gap (`Volume.has_even_gaps`);
-    DICOM keeps the place of each.
+    rounded its table positions, that one affine may miss a slice by up to a tenth of a gap (`off_grid`); DICOM keeps
+    the place of each.
 
     Raises InputError when the slices are not evenly spaced, since one affine cannot say where they lie, or the name has
     another ending; ValueError when the map does not fit the volume; OutputError when the file cannot be written.
@@ -46,14 +47,26 @@ def write_nifti(path: Path | str, saliency: NDArray[np.float32], volume: Volume)
         raise InputError(f"{path}: expected a name that ends in .nii or .nii.gz")
     if saliency.shape != volume.voxels.shape:
         raise ValueError(f"saliency: expected {volume.voxels.shape}, the volume's shape; found {saliency.shape}")
-    if not volume.has_even_gaps:
-        raise InputError(f"{path}: {_uneven(volume)}, and NIfTI has one step for all slices. Write DICOM instead")
-    if max(saliency.shape) > LARGEST_SIDE:
-        raise InputError(f"{path}: {saliency.shape} voxels; NIfTI-1 has at most {LARGEST_SIDE} a side. Write DICOM")
+    check_grid(path, volume)
     values = np.ascontiguousarray(saliency, dtype="<f4")  # x runs fastest in the file, as in a C-ordered (Z, Y, X)
     data = _header(values, LPS_TO_RAS @ volume.affine) + bytes(OFFSET - 348) + values.tobytes()
     write_aside(path, gzip.compress(data, compresslevel=1, mtime=0) if path.name.endswith(".gz") else data)
     return path
+
+
+def check_grid(path: Path | str, volume: Volume) -> None:
+    """Raises InputError where `write_nifti` cannot write a map over this volume to `path`."""
+    if not volume.has_even_gaps:
+        raise InputError(f"{path}: {_uneven(volume)}, and NIfTI has one step for all slices. Write DICOM instead")
+    shape = volume.voxels.shape
+    if max(shape) > LARGEST_SIDE:
+        raise InputError(f"{path}: {shape} voxels; NIfTI-1 has at most {LARGEST_SIDE} a side. Write DICOM")
+
+
+def off_grid(volume: Volume) -> float:
+    """The largest distance in mm between a slice and its place by `Volume.affine`, which joins first and last."""
+    line = np.linspace(volume.positions_mm[0], volume.positions_mm[-1], volume.n_slices)
+    return float(np.linalg.norm(volume.positions_mm - line, axis=1).max())
 
 
 def _header(values: NDArray[np.float32], affine: NDArray[np.float64]) -> bytes:

@@ -64,7 +64,7 @@ def slice_attention(run: Run, bags: Bags | Path | str, scan_id: str, *, endpoint
                 f"scan {scan_id}: {opened.encoder} gives one embedding of the whole volume, so there are no slices to "
                 "weigh. Explain a run on a slice encoder"
             )
-        found = models_for(run, scan_id, digest=row.digest, endpoint=endpoint)
+        found = models_for(run, scan_id, digest=row.digest, patient_id=row.patient_id, endpoint=endpoint)
         for model in found.models:
             check_weighs(model, run)
         number = {opened.windows.index(window): w for w, window in enumerate(windows)}

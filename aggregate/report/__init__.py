@@ -56,7 +56,7 @@ def report(
     with ExitStack() as stack:
         here = bags if isinstance(bags, Bags) or bags is None else stack.enter_context(Bags(bags))
         materials = []
-        for one, name in zip(given, _names([_path(each) for each in given]), strict=True):
+        for one, name in zip(given, _names([_path(each) for each in given], show_ids), strict=True):
             material = open_material(one, None, name)
             material.bags = _bags_of(material, here, alone=len(given) == 1)
             if material.bags is not None and material.bags is not here:
@@ -97,11 +97,15 @@ def _path(run: Any) -> Path:
     return run.path if isinstance(run, Run) else Path(run)
 
 
-def _names(paths: list[Path]) -> list[str]:
-    """What runs are called: their folders' names, with as much of the path as tells them apart."""
+def _names(paths: list[Path], show_ids: bool) -> list[str]:
+    """What runs are called: their folders' names; those that share one are numbered.
+
+    Folders above them may be named after people: with show_ids as much of the path as tells them apart is there.
+    """
     parts = [path.resolve().parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
+    for length in range(1, (max(map(len, parts)) if show_ids else 1) + 1):
         names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{name} ({i})" for i, name in enumerate(names, start=1)]
+    last = [each[-1] for each in parts]
+    return [f"{name} ({i})" if last.count(name) > 1 else name for i, name in enumerate(last, start=1)]

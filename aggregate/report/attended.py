@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from aggregate.report.material import Gap, Material
 from clear.bags import Bags
 from clear.errors import InputError
+from clear.volume import CANONICAL_AXES
 from clear.windows import Window
 
 Floats = NDArray[np.float64]
@@ -24,8 +25,9 @@ Floats = NDArray[np.float64]
 class Attended:
     """The attention of one scan's instances; of a pooled bag one such for each of its scans, which share one sum.
 
-    weights: (K,) that sum to 1 over the bag; slice, window: (K,); z_mm: (K,) along the normal, from the first slice
-    up; n_slices: of the scan. windows: what `window` counts.
+    weights: (K,) that sum to 1 over the bag; slice, window: (K,); z_mm: (K,) patient coordinate along the plane's slice
+    axis (`clear.volume.CANONICAL_AXES`, as in `aggregate.explain`); n_slices: of the scan. windows: what `window`
+    counts.
     """
 
     scan: str
@@ -80,7 +82,7 @@ class AttentionOfRun:
             return None
         order = np.lexsort((self._window[rows], self._slice[rows]))
         rows = rows[order]
-        travelled = self._position[rows].astype(np.float64) - self._position[rows[0]]
+        axis = np.asarray(CANONICAL_AXES[row["plane"]][0], dtype=np.float64)
         return Attended(
             scan,
             str(row["digest"]),
@@ -90,7 +92,7 @@ class AttentionOfRun:
             self._weights[rows].astype(np.float64),
             self._slice[rows].astype(np.int64),
             self._window[rows].astype(np.int64),
-            np.linalg.norm(travelled, axis=1),
+            self._position[rows].astype(np.float64) @ axis,
             self._bags.windows,
         )
 
@@ -111,9 +113,12 @@ def attention_of(material: Material) -> AttentionOfRun | None:
         )
         return None
     total, count, refused = np.zeros(len(material.bags.features)), np.zeros(len(material.bags.features), np.int32), ""
-    for pair in material.run.pairs:
+    for fit in material.fits:
         try:
-            weights = material.run.attention(*pair)
+            weights = material.run.attention(fit["repeat"], fit["fold"])
+        except (KeyError, TypeError):
+            refused = refused or "run.json does not say which fold a model is of"
+            continue
         except InputError as error:
             refused = refused or str(error)
             continue
@@ -138,17 +143,6 @@ def attention_of(material: Material) -> AttentionOfRun | None:
 def scans_of(name: str, known: object) -> list[str]:
     """The scans of a bag that predictions call `name`: itself, or several joined by `;`."""
     return [name] if name in known else name.split(";")  # type: ignore[operator]
-
-
-def effective_slices(weights: Floats) -> float:
-    """exp of the entropy of (S,) weights: as many slices, evenly attended, would be as concentrated (Hill, Ecology
-    1973, 54, 427-432, order 1).
-
-    >>> round(effective_slices(np.array([1.0, 1.0, 0.0, 0.0])), 6)
-    2.0
-    """
-    share = weights[weights > 0] / weights.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def top_slices(attended: tuple[Attended, ...], n: int) -> Iterator[tuple[Attended, int, int, float]]:

@@ -16,10 +16,11 @@ from aggregate.figures import (
     attention_profile_figure,
     by_group,
     concentration_figure,
+    effective_slices,
     share_of_top,
     svg,
 )
-from aggregate.report.attended import Attended, AttentionOfRun, effective_slices, top_slices
+from aggregate.report.attended import Attended, AttentionOfRun, top_slices
 from aggregate.report.material import Material
 from aggregate.scored import Scored
 

@@ -27,6 +27,7 @@ class Case:
     truth, predicted: as a reader says them; predicted "" for a survival time. score: the mean over the models that
     scored it: of binary endpoints the probability of the positive class, of several classes that of the called one, a
     value, a log hazard. wrong: None where nothing is called. models: (repeat, fold) of each.
+    true_number, called_number: of quantities and times, in full; state: of a time, `event` or `censored`.
     """
 
     scan: str
@@ -38,6 +39,9 @@ class Case:
     error: float
     wrong: bool | None
     models: tuple[tuple[int, int], ...]
+    true_number: float | None = None
+    called_number: float | None = None
+    state: str = ""
 
 
 def cases(scored: Mapping[str, Scored], predictions: pl.DataFrame) -> list[Case]:
@@ -59,6 +63,7 @@ def endpoint_cases(scored: Scored, patient_of: Mapping[str, str], models: Sequen
         return []
     endpoint, means, truth = scored.endpoint, scored.mean_scores, scored.truth
     said: list[tuple[str, str, bool | None]]
+    numbers: list[tuple[float | None, float | None, str]] = [(None, None, "")] * len(scored)
     by_model = np.asarray(np.isfinite(scored.of_model).all(axis=2))
     if endpoint.is_classes:
         codes = truth.astype(np.int64)
@@ -76,9 +81,11 @@ def endpoint_cases(scored: Scored, patient_of: Mapping[str, str], models: Sequen
     elif endpoint.kind == "survival":
         score, error = means[:, 0], misranked(scored)
         said = [(f"{'event' if event == 1 else 'censored'} at {time:g}", "", None) for time, event in truth]
+        numbers = [(float(time), None, "event" if event == 1 else "censored") for time, event in truth]
     else:
         score, error = means[:, 0], np.abs(means[:, 0] - truth)
         said = [(f"{value:.4g}", f"{guess:.4g}", None) for value, guess in zip(truth, score, strict=True)]
+        numbers = [(float(value), float(guess), "") for value, guess in zip(truth, score, strict=True)]
     return [
         Case(
             scan,
@@ -90,6 +97,9 @@ def endpoint_cases(scored: Scored, patient_of: Mapping[str, str], models: Sequen
             error=float(error[i]),
             wrong=said[i][2],
             models=tuple(pair for pair, has in zip(models, by_model[:, i], strict=True) if has),
+            true_number=numbers[i][0],
+            called_number=numbers[i][1],
+            state=numbers[i][2],
         )
         for i, scan in enumerate(scored.scans)
     ]

@@ -50,20 +50,32 @@ def verdict(pair: Pair) -> str:
         return f"{pair.a} and {pair.b} have the same figures." if same else "No figure is defined in both runs."
     row = min(tested, key=_speaks)
     metric = METRIC_NAMES.get(row["metric"], row["metric"])
-    p = "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.3f}"
+    value, how = _corrected(pair, row)
+    p = "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
     interval = f", 95 % interval {row['ci_low']:+.2f} to {row['ci_high']:+.2f}" if row["ci_low"] is not None else ""
-    clear = row["p"] < 0.05
-    judged = "differ" if clear else "do not differ by more than chance explains"
+    judged = "differ" if value < 0.05 else "do not differ by more than chance explains"
     return (
         f"{pair.a} and {pair.b} {judged} in {metric} of {row['name']}: {_number(row['a'])} against "
-        f"{_number(row['b'])}, difference {row['difference']:+.2f}{interval}, {p} ({row['test']})."
+        f"{_number(row['b'])}, difference {row['difference']:+.2f}{interval}, {p}{how} ({row['test']})."
     )
+
+
+def _corrected(pair: Pair, row: dict[str, Any]) -> tuple[float, str]:
+    """(the p-value that judges a row, what it is corrected for): Holm's over the endpoints of its family."""
+    if row["p_holm"] is None:  # a mean over endpoints: one test, of no family
+        return row["p"], " of one test of their mean, not corrected" if row["class"] == "macro" else " not corrected"
+    same = ("metric", "estimator", "test")
+    family = [r for r in pair.rows if r["p_holm"] is not None and all(r[key] == row[key] for key in same)]
+    return row["p_holm"], f" corrected over {len(family)} endpoints (Holm)" if len(family) > 1 else ""
 
 
 def _pair(a: Material, b: Material, seed: int, mark: str) -> Pair:
     lacking = [each.name for each in (a, b) if each.predictions is None]
     if lacking:
         return Pair(a.name, b.name, (), (), missing=f"{lacking[0]} has no predictions to compare.")
+    if not {each.name for each in a.endpoints} & {each.name for each in b.endpoints}:
+        said = f"{a.name} and {b.name} have no endpoint in common, so they cannot be compared."
+        return Pair(a.name, b.name, (), (), missing=said)
     remarks = []
     try:
         try:

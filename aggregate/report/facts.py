@@ -49,7 +49,7 @@ def protocol(settings: Mapping[str, Any]) -> str:
     folds, kind = settings.get("n_folds"), settings.get("protocol", "cv")
     if folds is None:
         return ""
-    repeats = settings.get("repeats", 1)
+    repeats = settings.get("repeats") or 1
     again = f", repeated {repeats} times" if repeats > 1 else ""
     if settings.get("group"):
         return f"cross-validation with each {settings['group']} held out, {folds} folds{again}"
@@ -73,7 +73,7 @@ def question_facts(material: Material, ids: Ids) -> list[tuple[str, str]]:
         ("joined by", _join(labels)),
         ("several scans of a patient", several.get(str(settings.get("several")), "") or "each a case of its own"),
         ("patients", str(task.get("patients", ""))),
-        *(("note", ids.sentence(str(note))) for note in task.get("notes", [])),
+        *(("note", ids.sentence(str(note), material.ids)) for note in (task.get("notes") or [])),
         ("cite", str(task.get("citation", ""))),
     ]
     return [(name, text) for name, text in facts if text] if settings.get("task") else []

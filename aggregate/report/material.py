@@ -7,6 +7,7 @@ slices. So nothing here is taken for granted: a table that is absent, damaged or
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ import polars as pl
 
 from aggregate.predictions import average_scans
 from aggregate.run import Run
-from aggregate.scored import Scored, numbered_patients, read_scored
+from aggregate.scored import ENSEMBLE, FOLD_MEAN, NEVER_POOLED, POOLED, Scored, figures, numbered_patients, read_scored
 from clear.bags import Bags
 from clear.endpoints import Endpoint
 from clear.errors import ClearError, InputError
@@ -28,6 +29,13 @@ NEEDED = {
     "history": ("repeat", "fold", "epoch", "train_loss", "inner_loss"),
     "folds": ("repeat", "fold", "split", "patient_id", "scan_id"),
     "baselines": ("baseline", "endpoint", "class", "metric", "estimator", "estimate"),
+}
+RECORD = {  # parts of run.json and what the page takes from them
+    "fits": "the models: how many there are, when training stopped and what they attended",
+    "cohort": "how many scans and patients there were and which were left out",
+    "task": "what was asked",
+    "labels": "where the labels came from and how they were joined",
+    "bags": "the encoder and the bag file",
 }
 SIGNS = ("folds.csv", "history.csv", "predictions.csv", "metrics.csv")
 
@@ -60,9 +68,15 @@ class Material:
     bags: Bags | None
     gaps: list[Gap] = field(default_factory=list)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        return self.run.settings
+        """run.json without what is null in it or in its task, so that a null reads as an absent value."""
+        known = _without_nulls(self.run.settings)
+        if not isinstance(known.get("repeats", 1), int):
+            del known["repeats"]
+        if isinstance(known.get("task"), dict):
+            known["task"] = _without_nulls(known["task"])
+        return known
 
     @property
     def finished(self) -> bool:
@@ -78,7 +92,7 @@ class Material:
     @property
     def fits(self) -> list[dict[str, Any]]:
         fits = self.settings.get("fits")
-        return [fit for fit in fits if isinstance(fit, dict)] if isinstance(fits, list) else []
+        return [_without_nulls(fit) for fit in fits if isinstance(fit, dict)] if isinstance(fits, list) else []
 
     @cached_property
     def metrics(self) -> pl.DataFrame | None:
@@ -149,6 +163,137 @@ class Material:
                 known |= {str(value) for value in self.bags.scans[name].drop_nulls().unique()}
         return known
 
+    @cached_property
+    def differences(self) -> tuple[Gap, ...]:
+        """Where the files of the run contradict each other or end too early, as in a run that was half written."""
+        found = [*self._record(), *self._cut(), *self._folds(), *self._rows(), *self._figures(), *self._epochs()]
+        return tuple(found)
+
+    def _record(self) -> Iterator[Gap]:
+        """Parts that run.json lacks."""
+        for key, brings in RECORD.items() if self.finished else ():
+            if not (self.fits if key == "fits" else self.part(key)):
+                yield Gap(f"{key} of run.json", f"run.json says nothing of it, so the page lacks {brings}.")
+        if self.finished and not isinstance(self.run.settings.get("repeats", 1), int):
+            yield Gap("repeats of run.json", "run.json does not say how often the folds were repeated.")
+
+    def _cut(self) -> Iterator[Gap]:
+        """Tables whose last line does not end."""
+        for name in NEEDED:
+            try:
+                with (self.run.path / f"{name}.csv").open("rb") as file:
+                    end = file.seek(0, 2)
+                    file.seek(max(0, end - 1))
+                    whole = file.read() in (b"", b"\n")
+            except OSError:
+                continue
+            if not whole:
+                yield Gap(f"{name}.csv", "The file ends in the middle of a line: its end is lost or damaged.")
+
+    def _folds(self) -> Iterator[Gap]:
+        """Folds without a model, models without a fold, and folds that list fewer scans than others."""
+        if self.folds is None:
+            return
+        pairs = {(repeat, fold): n for repeat, fold, n in self.folds.group_by("repeat", "fold").len().iter_rows()}
+        yield from self._pairs("folds.csv", set(pairs), "lists")
+        short = [n for n in pairs.values() if n < max(pairs.values())]
+        if short:
+            yield Gap(
+                "folds.csv",
+                f"{len(short)} of {len(pairs)} folds list fewer scans than the others, down to {min(short)} of "
+                f"{max(pairs.values())}: the file is not whole.",
+            )
+
+    def _rows(self) -> Iterator[Gap]:
+        """Scans that folds.csv has tested and predictions.csv does not have, or the other way round."""
+        if self.folds is None or self.predictions is None:
+            return
+        keys = ["repeat", "fold", "scan_id"]
+        tested = self.folds.filter(pl.col("split") == "test").select(keys)
+        named = [(each.name, name) for each in self.endpoints for name in each.score_classes]
+        scores = pl.DataFrame(named, schema={"endpoint": pl.String, "class": pl.String}, orient="row")
+        keys = [*keys, "endpoint", "class"]
+        try:
+            expected = tested.join(scores, how="cross").select(keys)
+            have = self.predictions.filter(pl.col("split") == "test").select(keys)
+            lacking = expected.join(have, on=keys, how="anti", nulls_equal=True)
+            surplus = have.join(expected, on=keys, how="anti", nulls_equal=True)
+        except pl.exceptions.PolarsError:
+            yield Gap("folds.csv", "The file's folds are no numbers, so predictions.csv cannot be held against it.")
+            return
+        if lacking.height:
+            scans = lacking.select("repeat", "fold", "scan_id").unique().height
+            yield Gap(
+                "predictions.csv",
+                f"{lacking.height} of {expected.height} scores are not there ({scans} of {tested.height} tested scans "
+                "of folds.csv are not or not wholly scored), so curves, confusion matrices, per-fold spread and the "
+                "case list are of fewer scans than were tested.",
+            )
+        if surplus.height:
+            yield Gap(
+                "predictions.csv",
+                f"{surplus.height} of its {have.height} scores are of scans, folds or classes that folds.csv and the "
+                "endpoints do not name: the files do not belong together, or one is not whole.",
+            )
+
+    def _figures(self) -> Iterator[Gap]:
+        """Metrics that count other scans than predictions.csv scores, and figures that metrics.csv lacks."""
+        if self.metrics is None:
+            return
+        have = set(self.metrics.select("endpoint", "class", "metric", "estimator").iter_rows())
+        named = self.part("task").get("metrics")
+        if self.scored and isinstance(named, list) and all(isinstance(each, str) for each in named):
+            ways = {FOLD_MEAN, ENSEMBLE if ENSEMBLE in self.metrics["estimator"] else POOLED}
+            expected = {
+                (each.endpoint, each.name, each.metric, way)
+                for each in figures(self.scored, self.endpoints, named)
+                for way in ways
+                if not (way == POOLED and each.metric in NEVER_POOLED)
+            }
+            if expected - have:
+                yield Gap("metrics.csv", f"{len(expected - have)} of {len(expected)} figures are not there.")
+        for name, scored in self.scored.items():
+            rows = self.metrics.filter(pl.col("endpoint") == name).drop_nulls("n")
+            other = [n for n in rows["n"].unique().sort().to_list() if n != len(scored)]
+            if other:
+                yield Gap(
+                    "metrics.csv",
+                    f"{name}: its figures are over {', '.join(map(str, other))} scans, predictions.csv scores "
+                    f"{len(scored)}: figures and curves are not of the same scans.",
+                )
+
+    def _epochs(self) -> Iterator[Gap]:
+        """Training that history.csv does not have to its end."""
+        if self.history is None:
+            return
+        steps = {
+            (repeat, fold): last
+            for repeat, fold, last in self.history.group_by("repeat", "fold")
+            .agg(pl.col("step" if "step" in self.history.columns else "epoch").max())
+            .iter_rows()
+        }
+        yield from self._pairs("history.csv", set(steps), "has the training of")
+        if "step" not in self.history.columns:
+            return
+        made = {(fit.get("repeat"), fit.get("fold")): fit.get("steps") for fit in self.fits}
+        short = [pair for pair, last in steps.items() if isinstance(made.get(pair), int) and made[pair] != last]
+        if short:
+            yield Gap(
+                "history.csv",
+                f"The training of {len(short)} of {len(made)} models does not end at the step that run.json names: "
+                "their training curves are not whole.",
+            )
+
+    def _pairs(self, file: str, pairs: set[tuple[Any, Any]], does: str) -> Iterator[Gap]:
+        """The models of run.json against the folds that a file has."""
+        made = {(fit.get("repeat"), fit.get("fold")) for fit in self.fits}
+        if made and made != pairs:
+            yield Gap(
+                file,
+                f"The file {does} {len(pairs & made)} of the {len(made)} models of run.json"
+                + (f", and {len(pairs - made)} that run.json does not name." if pairs - made else "."),
+            )
+
     def _scored(self, predictions: pl.DataFrame | None) -> dict[str, Scored]:
         if predictions is None:
             return {}
@@ -188,6 +333,10 @@ def open_material(run: Run | Path | str, bags: Bags | None, name: str = "") -> M
             gaps.append(Gap("run.json", _unfinished(path, error)))
             run = Unfinished(path)
     return Material(run, name or run.path.resolve().name, bags, gaps)
+
+
+def _without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if value is not None}
 
 
 def guessed_endpoints(predictions: pl.DataFrame) -> tuple[Endpoint, ...]:

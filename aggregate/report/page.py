@@ -112,7 +112,7 @@ def _view(material: Material, mark: str, ids: Ids, scans: Path | str | None, run
     folds, folds_note = folds_svg(material, rows, mark)
     training = training_svg(material, mark)
     found = cautions(material, rows, flow)
-    known = material.ids
+    known, differences = material.ids, material.differences
     settings = material.settings
     bag_scans = None if material.bags is None else material.bags.scans
     return RunView(
@@ -125,7 +125,7 @@ def _view(material: Material, mark: str, ids: Ids, scans: Path | str | None, run
         tiles=tuple(_tiles(material, main)),
         cautions=tuple(found),
         remarks=tuple(remarks(material, ids)),
-        gaps=tuple(Gap(gap.what, ids.sentence(gap.why, known)) for gap in material.gaps),
+        gaps=tuple(Gap(gap.what, ids.sentence(gap.why, known)) for gap in (*material.gaps, *differences)),
         flow=tuple(flow),
         asked=tuple(asked(material)),
         question=tuple(question_facts(material, ids)),

@@ -1,8 +1,9 @@
 """Pictures of the slices that a page shows: from the scans themselves, or from thumbnails kept by extraction.
 
-A scan is matched cheaply first, by its id or series, else by its geometry, and counts only when the digest of its
-voxels is the one that was extracted. Only scans that are shown are read (`clear.picture_reader`), of each nothing but
-its pictures is kept, and all of these together stay within a budget of bytes.
+A scan is matched by its id or series and counts only when the digest of its voxels is the one that was extracted. For
+scans that are not there by name, those of the same geometry are read once, until all digests are found. Else only scans
+that are shown are read (`clear.picture_reader`), of each nothing but its pictures is kept, and all of these together
+stay within a budget of bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import polars as pl
 
 from clear.bags import Bags
 from clear.errors import ClearError, InputError
-from clear.picture_reader import NOT_THERE, OTHER_VOXELS, REFUSED, Job, read_pictures
+from clear.picture_reader import NOT_THERE, OTHER_VOXELS, REFUSED, Job, find_voxels, read_pictures
 from clear.pictures import data_uri
 from clear.plan import read_plan
 from clear.scans import Scan, find_scans
@@ -24,7 +25,6 @@ from clear.thumbnails import Thumbnails
 from clear.windows import Window
 
 BUDGET = 3_400_000  # bytes of all pictures of a page; as text in it they are a third longer
-CANDIDATES = 4  # scans that are read to find one whose id is not known
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,9 @@ def _from_scans(wanted: Sequence[Wanted], bags: Bags, place: Path, room: int) ->
     of_scan: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
     for each in wanted:
         of_scan[each.scan, each.digest].append(each)
-    known = _listed(place, bags.scans)
+    sources, unread = _sources(list(of_scan), bags.scans, _listed(place, bags.scans))
     jobs = [
-        Job(
-            tuple(_candidates(scan, bags.scans, known)), digest, tuple((each.slice, each.window) for each in here), room
-        )
+        Job(sources[scan, digest], digest, tuple((each.slice, each.window) for each in here), room)
         for (scan, digest), here in of_scan.items()
     ]
     found: dict[Wanted, bytes] = {}
@@ -95,7 +93,10 @@ def _from_scans(wanted: Sequence[Wanted], bags: Bags, place: Path, room: int) ->
         OTHER_VOXELS: "have other voxels there than those that were extracted",
         REFUSED: "could not be read",
     }
-    return found, [f"{n} scans {said[outcome]}." for outcome, n in outcomes.items() if outcome in said]
+    notes = [f"{n} scans {said[outcome]}." for outcome, n in outcomes.items() if outcome in said]
+    if unread and outcomes[NOT_THERE]:
+        notes.append(f"{unread} scans of the folder that look like those could not be read.")
+    return found, notes
 
 
 def _listed(place: Path, scans: pl.DataFrame) -> list[Scan]:
@@ -105,16 +106,24 @@ def _listed(place: Path, scans: pl.DataFrame) -> list[Scan]:
     return find_scans(place, modality=modalities[0] if len(modalities) == 1 else None)
 
 
-def _candidates(scan: str, scans: pl.DataFrame, known: Sequence[Scan]) -> list[Scan]:
-    """The scans of the folder that this one may be, likeliest first."""
-    row = scans.row(by_predicate=pl.col("scan_id") == scan, named=True)
-    names = {scan, row["series_uid"]} - {None}
-    named = [each for each in known if each.scan_id in names or each.series_uid in names]
-    if named:
-        return named[:CANDIDATES]
-    others = set(scans["scan_id"])  # a scan that has another's name is that one
-    unnamed = [each for each in known if each.verdict == "use" and each.scan_id not in others]
-    return [each for each in unnamed if _alike(each, row)][:CANDIDATES]
+def _sources(
+    asked: Sequence[tuple[str, str]], scans: pl.DataFrame, known: Sequence[Scan]
+) -> tuple[dict[tuple[str, str], tuple[Scan, ...]], int]:
+    """((scan, digest) -> the scans of the folder that it may be, how many that it might have been cannot be read)."""
+    rows = {row["scan_id"]: row for row in scans.iter_rows(named=True)}
+    by_name: dict[str, list[Scan]] = defaultdict(list)
+    for each in known:
+        for name in {each.scan_id, each.series_uid} - {None}:
+            by_name[str(name)].append(each)
+    sources: dict[tuple[str, str], tuple[Scan, ...]] = {}
+    for scan, digest in asked:
+        names = dict.fromkeys(name for name in (scan, rows[scan]["series_uid"]) if name)
+        sources[scan, digest] = tuple({id(each): each for name in names for each in by_name[name]}.values())
+    lost = [pair for pair in asked if not sources[pair]]
+    unnamed = [each for each in known if each.verdict == "use" and each.scan_id not in rows]  # else it is that one
+    alike = [each for each in unnamed if any(_alike(each, rows[scan]) for scan, _ in lost)]
+    found, unread = find_voxels(alike, {digest for _, digest in lost})
+    return sources | {(scan, digest): (found[digest],) for scan, digest in lost if digest in found}, unread
 
 
 def _alike(scan: Scan, row: Mapping[str, object]) -> bool:

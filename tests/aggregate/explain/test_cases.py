@@ -25,10 +25,21 @@ class FakeBags(dict[str, Any]):
         return self[scan]
 
 
-def run_of(endpoints: tuple[Endpoint, ...], rows: list[tuple[Any, ...]], folds: list[str]) -> Any:
+def run_of(
+    endpoints: tuple[Endpoint, ...], rows: list[tuple[Any, ...]], folds: list[str], fitted: tuple[str, ...] = ()
+) -> Any:
+    """A run of one model; fitted: the patients that it was fitted on, each by one scan."""
     predictions = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    table = [(0, 0, "test", None, scan) for scan in folds]
+    table += [(0, 0, "train", patient, f"of {patient}") for patient in fitted]
+    columns = {"repeat": pl.Int64, "fold": pl.Int64, "split": pl.String, "patient_id": pl.String, "scan_id": pl.String}
     return SimpleNamespace(
-        path=Path("runs/r"), endpoints=endpoints, predictions=predictions, folds=pl.DataFrame({"scan_id": folds})
+        path=Path("runs/r"),
+        endpoints=endpoints,
+        predictions=predictions,
+        folds=pl.DataFrame(table, schema=columns, orient="row"),
+        pairs=[(0, 0)],
+        settings={},
     )
 
 
@@ -38,7 +49,7 @@ def marks(**labels: list[str]) -> Boxes:
 
 
 def bags(**patients: str | None) -> Any:
-    return FakeBags({scan: SimpleNamespace(patient_id=patient) for scan, patient in patients.items()})
+    return FakeBags({scan: SimpleNamespace(patient_id=patient, digest=scan * 64) for scan, patient in patients.items()})
 
 
 def test_a_label_belongs_to_the_binary_endpoint_or_the_class_of_its_name() -> None:
@@ -72,8 +83,17 @@ def test_scans_of_a_pooled_patient_count_each_and_strangers_by_their_marks() -> 
     marked = marks(b=["lung nodule"], c=["lung nodule"], d=["lung nodule"], x=["lung nodule"], y=["lung nodule"])
     (case,), remarks = find_cases(run, bags(a="P1", b="P1", c="P2", d="P4", x=None, y="P9"), marked)
     assert dict(case.patients) == {"b": "P1", "x": "x", "y": "P9"}
-    assert "lung nodule: 2 marked scans are left out" in remarks[0]  # c is negative, d was not scored
-    assert "lung nodule: 1 scans that have it have no mark" in remarks[1]  # a
+    assert any("lung nodule: 2 marked scans are left out" in each for each in remarks)  # c is negative, d not scored
+    assert any("lung nodule: 1 scans that have it have no mark" in each for each in remarks)  # a
+
+
+def test_a_stranger_is_left_out_where_every_model_was_fitted_on_its_patient() -> None:
+    run = run_of((NODULE,), [], [], fitted=("P9",))
+    marked = marks(x=["lung nodule"], y=["lung nodule"], z=["lung nodule"])
+    (case,), remarks = find_cases(run, bags(x="P8", y="P9", z=None), marked)
+    assert dict(case.patients) == {"x": "P8", "z": "z"}
+    assert "1 marked scans that the run does not know are left out: every model was fitted" in remarks[0]
+    assert "1 marked scans that the run does not know have no patient id" in remarks[1]
 
 
 def test_a_run_without_classes_or_without_a_marked_positive_is_refused() -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import polars as pl
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from aggregate.explain.explain import explain, safe_name
 from aggregate.explain.saliency import MAPS
 from aggregate.explain.target import targets_of
 from aggregate.run import Run
-from clear.errors import InputError
+from clear.bags import Bags, write_bags
+from clear.errors import InputError, MissingExtra
+from clear.scans import find_scans, read_volume
 
 CELL = 8
 
@@ -145,8 +152,124 @@ def test_a_scan_that_the_bag_file_lacks_and_a_bag_file_that_has_moved_are_refuse
     assert explain(run, "scan03", bags=known.folder / "feats.h5", outputs=()).scan_id == "scan03"
 
 
+def test_another_scan_of_a_patient_of_the_run_is_explained_by_models_that_did_not_see_the_patient(
+    known: Any, tmp_path: Path
+) -> None:
+    # the run knows the patient of scan03 by another scan: to it scan03 is a sibling that was left out
+    shutil.copytree(known.folder / "run", tmp_path / "run")
+    for table in ("folds.csv", "predictions.csv"):
+        rows = pl.read_csv(tmp_path / "run" / table, infer_schema=False)
+        rows.with_columns(pl.col("scan_id").replace("scan03", "sibling")).write_csv(tmp_path / "run" / table)
+    run = Run(tmp_path / "run")
+    run.settings["scan_digests"].pop("scan03")
+    found = explain(run, "scan03", outputs=())
+    assert found.attention.pairs == explain(known.run, "scan03", outputs=()).attention.pairs
+    assert len(found.attention.pairs) == 1
+    assert "2 of 3 models are left out: they were fitted on another scan of this patient" in found.remarks
+    rows = pl.read_csv(tmp_path / "run" / "folds.csv", infer_schema=False)
+    seen = pl.when(pl.col("scan_id") == "sibling").then(pl.lit("train")).otherwise("split").alias("split")
+    rows.with_columns(seen).write_csv(tmp_path / "run" / "folds.csv")
+    run = Run(tmp_path / "run")
+    run.settings["scan_digests"].pop("scan03")
+    with pytest.raises(InputError, match="every model of the run was fitted on the patient of scan scan03"):
+        explain(run, "scan03", outputs=())
+
+
+def test_a_stranger_without_a_patient_id_is_explained_with_a_remark(known: Any, tmp_path: Path) -> None:
+    with Bags(known.folder / "feats.h5") as bags:
+        rows = [replace(bags.row("scan03"), scan_id="new", digest="0" * 64, patient_id=None)]
+        write_bags(tmp_path / "new.h5", bags.header, rows, lambda row: replace(bags["scan03"], scan_id="new"))
+    found = explain(known.run, "new", bags=tmp_path / "new.h5", outputs=())
+    assert found.attention.pairs == tuple(known.run.pairs)
+    assert any("the bag file has no patient id of this scan" in remark for remark in found.remarks)
+
+
+def as_dicom(known: Any, scan_id: str, folder: Path) -> Path:
+    """A scan of the cohort as a DICOM series with the same voxels, of a patient with a name."""
+    (scan,) = [each for each in find_scans(known.scans, cache=False, modality="CT") if each.scan_id == scan_id]
+    volume = read_volume(scan)
+    folder.mkdir()
+    for i, (position, voxels) in enumerate(zip(volume.positions_mm, volume.voxels, strict=True)):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        made = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        meta.MediaStorageSOPClassUID = made.SOPClassUID = CTImageStorage
+        meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = f"1.2.3.4.{i + 1}"
+        made.StudyInstanceUID, made.SeriesInstanceUID, made.FrameOfReferenceUID = "1.2.3.1", "1.2.3.2", "1.2.3.3"
+        made.Modality, made.PatientID, made.PatientName = "CT", "P7", "Doe^Jane"
+        made.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        made.Rows, made.Columns = voxels.shape
+        made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 16, 15, 1
+        made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
+        made.RescaleSlope, made.RescaleIntercept, made.PixelSpacing = 1, 0, list(volume.spacing_mm[1:])
+        made.ImagePositionPatient = [float(v) for v in position]
+        made.ImageOrientationPatient = [float(v) for v in (*volume.row_direction, *volume.column_direction)]
+        made.PixelData = np.ascontiguousarray(voxels, dtype="<i2").tobytes()
+        made.save_as(folder / f"{i}.dcm", enforce_file_format=True)
+    return folder
+
+
+def test_dicom_of_a_scan_under_a_pseudonym_says_that_it_names_the_patient(known: Any, tmp_path: Path) -> None:
+    scans = as_dicom(known, "scan03", tmp_path / "dicom")
+    outputs = ("csv", "dicom", "segmentation")
+    found = explain(known.run, "scan03", scans=scans, out=tmp_path / "out", outputs=outputs, device="cpu")
+    assert {file.name for file in found.files} == {"attention.csv", "parametric-map.dcm", "segmentation.dcm"}
+    assert pydicom.dcmread(tmp_path / "out" / "parametric-map.dcm").PatientName == "Doe^Jane"
+    assert any("copies patient name" in remark for remark in found.remarks)
+    plain = explain(known.run, "scan03", scans=scans, out=tmp_path / "plain", outputs=("csv", "nifti"), device="cpu")
+    assert not any("copies patient name" in remark for remark in plain.remarks)
+
+
+def test_a_map_of_zeros_leaves_the_segmentation_out_and_writes_the_rest(
+    known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: Any, **__: Any) -> np.ndarray:
+        return np.zeros((6, 1, 4, 4), dtype=np.float32)
+
+    monkeypatch.setattr("aggregate.explain.explain.MAPS", {"gradcam": nothing})
+    scans = as_dicom(known, "scan03", tmp_path / "dicom")
+    outputs = ("png", "csv", "dicom", "segmentation")
+    found = explain(known.run, "scan03", scans=scans, out=tmp_path / "out", outputs=outputs, device="cpu")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        *("attention.svg", "attention.png", "attention.csv", "montage.png", "parametric-map.dcm")
+    }
+    assert "segmentation.dcm is not written: the saliency is 0 everywhere" in found.remarks
+
+
+@pytest.mark.parametrize("output", ["dicom", "segmentation"])
+def test_an_output_that_a_scan_cannot_have_is_refused_before_maps_are_made(
+    known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.setattr("aggregate.explain.explain.MAPS", {})
+    with pytest.raises(InputError, match="has no DICOM instances"):
+        explain(known.run, "scan03", scans=known.scans, out=tmp_path / "out", outputs=("csv", output), device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_highdicom_a_dicom_output_is_refused_before_anything_is_read(
+    known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    monkeypatch.setattr("aggregate.explain.explain.ScanFolder", None)
+    with pytest.raises(MissingExtra, match="highdicom"):
+        explain(known.run, "scan03", scans=known.scans, out=tmp_path / "out", outputs=("csv", "dicom"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_slices_off_the_grid_of_a_nifti_are_said_with_their_distance(
+    known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"scans": known.scans, "outputs": ("nifti",), "device": "cpu"}
+    found = explain(known.run, "scan03", out=tmp_path / "even", **asked)
+    assert not any("off the even grid" in remark for remark in found.remarks)
+    monkeypatch.setattr("aggregate.explain.nifti.off_grid", lambda volume: 0.048)
+    found = explain(known.run, "scan03", out=tmp_path / "rounded", **asked)
+    assert any("slices lie up to 0.05 mm off the even grid" in remark for remark in found.remarks)
+
+
 def test_slices_that_are_unevenly_spaced_stop_a_nifti_before_any_file(known: Any, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("clear.volume.Volume.has_even_gaps", property(lambda self: False))
+    monkeypatch.setattr("aggregate.explain.explain.MAPS", {})
     with pytest.raises(InputError, match="NIfTI"):
         explain(known.run, "scan03", scans=known.scans, out=tmp_path / "out", outputs=("png", "nifti"), device="cpu")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()

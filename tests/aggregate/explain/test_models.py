@@ -47,6 +47,27 @@ def test_a_scan_that_the_run_does_not_know_has_all_models(run: Run) -> None:
     assert not found.out_of_fold
 
 
+def test_another_scan_of_a_patient_of_the_run_is_not_explained_by_models_of_its_patient(run: Run) -> None:
+    fitted = run.folds.filter((pl.col("patient_id") == "scan003") & pl.col("split").is_in(["train", "inner"]))
+    found = models_for(run, "left out", digest="0" * 64, patient_id="scan003")
+    assert found.pairs == models_for(run, "scan003").pairs
+    assert set(found.pairs) == set(run.pairs) - set(fitted.select("repeat", "fold").iter_rows())
+    assert not found.out_of_fold
+    assert list(models_for(run, "left out", patient_id="of no one here").pairs) == run.pairs
+
+
+def test_another_scan_of_a_patient_who_trained_every_model_is_refused(run: Run) -> None:
+    split = pl.when(pl.col("patient_id") == "scan003").then(pl.lit("train")).otherwise("split").alias("split")
+    run.folds.with_columns(split).write_csv(run.path / "folds.csv")
+    with pytest.raises(InputError, match="every model of the run was fitted on the patient of scan left out"):
+        models_for(Run.open(run.path), "left out", patient_id="scan003")
+
+
+def test_a_scan_whose_voxels_are_recorded_but_that_is_in_no_fold_goes_by_its_patient(run: Run) -> None:
+    run.settings["scan_digests"]["gone"] = "0" * 64
+    assert models_for(run, "new", digest="0" * 64, patient_id="scan003").pairs == models_for(run, "scan003").pairs
+
+
 def test_a_scan_is_known_again_by_its_voxels(run: Run) -> None:
     digest = run.settings["scan_digests"]["scan003"]
     assert models_for(run, "another name", digest=digest).pairs == models_for(run, "scan003").pairs

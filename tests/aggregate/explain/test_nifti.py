@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from aggregate.explain.nifti import write_nifti
+from aggregate.explain.nifti import off_grid, write_nifti
 from clear.errors import InputError
 from clear.scans import find_scans, read_volume
 from clear.volume import Volume, stack_geometry
@@ -228,6 +228,17 @@ def test_slices_that_jump_sideways_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="slices are shifted sideways against each other"):
         write_nifti(tmp_path / "map.nii", volume.voxels, volume)  # type: ignore[arg-type]
+
+
+def test_how_far_slices_lie_off_the_grid_is_measured_against_where_the_file_puts_them(tmp_path: Path) -> None:
+    even = volume_of(shift=(0, 0.4, 0))
+    assert off_grid(even) == pytest.approx(0, abs=1e-9)
+    volume = volume_of(positions=(0, 3.05, 6.1, 9.1, 12.1))
+    image = nibabel.load(write_nifti(tmp_path / "map.nii", volume.voxels, volume))  # type: ignore[arg-type]
+    away = np.linalg.norm(centres_by_nibabel(image) - centres_of(volume), axis=-1).max()
+    assert off_grid(volume) == pytest.approx(away, abs=1e-3)
+    assert off_grid(volume) == pytest.approx(0.05, abs=1e-6)
+    assert off_grid(volume_of(positions=[0], thickness=5.0)) == 0
 
 
 def test_a_single_slice_needs_a_known_thickness(tmp_path: Path) -> None:

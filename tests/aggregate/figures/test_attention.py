@@ -39,6 +39,11 @@ def test_one_attended_slice_holds_everything() -> None:
     assert effective_slices(weights) == 1
 
 
+def test_effective_slices_are_exp_of_the_entropy() -> None:
+    assert effective_slices(np.array([0.9, 0.1])) == pytest.approx(np.exp(-0.9 * np.log(0.9) - 0.1 * np.log(0.1)))
+    assert effective_slices(np.array([0.0, 3.0, 3.0])) == pytest.approx(2)
+
+
 def test_what_is_held_sums_to_one_and_order_counts_only_along_z() -> None:
     rng = np.random.default_rng(0)
     weights, z_mm = rng.dirichlet(np.ones(57)), np.sort(rng.random(57)) * 300

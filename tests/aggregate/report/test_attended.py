@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
-from aggregate.report.attended import Attended, attention_of, effective_slices, scans_of, top_slices
+from aggregate.explain.slice_attention import slice_attention
+from aggregate.report.attended import Attended, AttentionOfRun, attention_of, scans_of, top_slices
 from aggregate.report.material import Material, open_material
 from aggregate.run import Run
 from clear.bags import Bags
@@ -25,10 +27,31 @@ def opened(folder: Path) -> Material:
     return open_material(folder / "run", Bags(folder / "feats.h5"))
 
 
-def test_effective_slices_are_one_for_a_peak_and_all_for_even_attention() -> None:
-    assert effective_slices(np.array([0.0, 1.0, 0.0])) == pytest.approx(1)
-    assert effective_slices(np.full(7, 0.2)) == pytest.approx(7)
-    assert 1 < effective_slices(np.array([0.9, 0.1])) < 2
+@pytest.mark.parametrize(("plane", "axis"), [("axial", 2), ("sagittal", 0), ("coronal", 1)])
+def test_z_is_the_patient_coordinate_that_explain_prints_also_of_a_tilted_stack(
+    runs: dict[str, Path], plane: str, axis: int
+) -> None:
+    class Tilted:
+        """Slices 2 mm apart along the axis and sheared by a gantry, from -40 mm on."""
+
+        windows = (ABDOMEN,)
+        scans = pl.DataFrame(
+            {"scan_id": ["a"], "remarks": [""], "start": [0], "length": [5], "digest": ["d"], "plane": [plane],
+             "modality": ["CT"], "n_slices": [5]}
+        )  # fmt: skip
+        slice, window = np.arange(5), np.zeros(5, int)
+        position_mm = np.zeros((5, 3), np.float32)
+
+    Tilted.position_mm[:, axis] = 2.0 * np.arange(5) - 40
+    Tilted.position_mm[:, (axis + 1) % 3] = 0.9 * np.arange(5)
+    (one,) = AttentionOfRun(Tilted(), np.full(5, 0.2)).of("a")  # type: ignore[arg-type]
+    np.testing.assert_allclose(one.z_mm, [-40, -38, -36, -34, -32])
+    run = Run(runs["several"] / "run")
+    with Bags(runs["several"] / "feats.h5") as bags:
+        attention = attention_of(open_material(run, bags))
+        assert attention is not None
+        scan = run.predictions["scan_id"][0]
+        np.testing.assert_allclose(attention.of(scan)[0].by_slice()[1], slice_attention(run, bags, scan).z_mm)
 
 
 def test_top_slices_are_those_of_both_windows_together_shown_in_the_stronger() -> None:

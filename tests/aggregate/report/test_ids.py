@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import pytest
+
+from aggregate.report import _names
 from aggregate.report.ids import Ids, file_name
 
 
@@ -64,3 +70,59 @@ def test_folders_are_named_after_people_and_stay_off_the_page() -> None:
         == "labels.csv: 2 rows repeat an id"
     )
     assert file_name("C:\\Users\\jane\\labels.csv") == "labels.csv"
+
+
+@pytest.mark.parametrize(
+    ("known", "text", "kept"),
+    [
+        ("DOE JANE 1960", "scan DOE JANE 1960 has no instance", "scan {} has no instance"),
+        ("Doe^Jane", "the patient Doe^Jane.", "the patient {}."),
+        ("scan_017", "left out scan_017.", "left out {}."),
+        ("scan_017", "scan_017_ct.mha is gone", "{}_ct.mha is gone"),
+        ("1234", "patient 1234 is in two sites", "patient {} is in two sites"),
+        ("1234", "1234 has two labels", "{} has two labels"),
+        ("12", "12 label rows of 12.5 mm, 112 scans, first '12'", "12 label rows of 12.5 mm, 112 scans, first '{}'"),
+        ("a b/c d", "x: scan a b/c d is gone", "x: scan {} is gone"),
+        ("MRN-77", "[MRN-77] (MRN-77)", "[{0}] ({0})"),
+        ("/data/Doe J/ct 1", "source /data/Doe J/ct 1: gone", "source {}: gone"),
+        ("2.25.123456789012345678", "series 2.25.123456789012345678.", "series {}."),
+    ],
+)
+def test_an_id_goes_wherever_it_stands(known: str, text: str, kept: str) -> None:
+    ids = Ids(show=False)
+    assert ids.sentence(text, [known]) == kept.format(ids(known))
+
+
+def test_parts_of_ids_and_unknown_uids_go() -> None:
+    ids = Ids(show=False)
+    said = ids.sentence("Jane Doe and ct/Ann in 1.2.840.10008.5.1.4", ["site/Jane Doe", "ct/Ann.nii.gz"])
+    assert not re.search("Jane|Doe|Ann|840", said)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("/home/Jane Doe/runs/x: attention.h5 is missing", "x: attention.h5 is missing"),
+        ("wrote '/home/Jane Doe/my run/x.csv' twice", "wrote 'x.csv' twice"),
+        ("C:\\Users\\Jane Doe\\x.csv: no rows", "x.csv: no rows"),
+        ("~/Jane Doe/x.csv", "x.csv"),
+        ("Jane Doe/runs/x: no rows", "x: no rows"),
+        (
+            "predictions: s: scan 'Ann' has two rows; so nothing is shown that comes of the scores.",
+            "The scores contradict themselves, so nothing is shown that comes of the scores.",
+        ),
+        (
+            "s: 2 patients have scans with different labels, first 'Ann'; so",
+            "Patients have scans with different labels, so their scores cannot be averaged.",
+        ),
+        ("a and b cannot be compared: scan Ann differs.", "a and b cannot be compared"),
+    ],
+)
+def test_folders_and_what_errors_quote_stay_off_the_page(text: str, kept: str) -> None:
+    assert Ids(show=False).sentence(text) == kept
+
+
+def test_runs_of_one_name_are_numbered() -> None:
+    paths = [Path("/jane/run"), Path("/john/run"), Path("/john/other")]
+    assert _names(paths, False) == ["run (1)", "run (2)", "other"]
+    assert _names(paths, True) == ["jane/run", "john/run", "john/other"]

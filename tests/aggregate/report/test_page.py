@@ -17,6 +17,7 @@ import pytest
 import aggregate.report as module
 import aggregate.report.case_list as list_module
 from aggregate.report import report, report_beside
+from aggregate.report.comparison import Pair, verdict
 from aggregate.report.ids import Ids
 from aggregate.report.material import open_material
 from aggregate.report.page import render
@@ -172,6 +173,113 @@ def test_a_damaged_table_gives_a_page_that_says_so(copied: Copy, name: str, dama
     assert name in Parsed(report(folder / "run").read_text(encoding="utf-8")).text
 
 
+def missing_of(run: Path) -> str:
+    """The section on what is missing, as text; "" where there is none."""
+    page = report(run).read_text(encoding="utf-8")
+    found = re.search(r'<div class="missing">.*?</div>', page, re.DOTALL)
+    return " ".join(Parsed(found[0]).text.split()) if found else ""
+
+
+def test_the_files_of_a_whole_run_do_not_differ(runs: dict[str, Path]) -> None:
+    for name, folder in runs.items():
+        assert open_material(folder / "run", None).differences == (), name
+
+
+@pytest.mark.parametrize("name", ["predictions", "metrics", "history", "folds", "curves"])
+def test_a_table_that_ends_in_a_line_is_damaged(copied: Copy, name: str) -> None:
+    run = copied("mean") / "run"
+    file = run / f"{name}.csv"
+    file.write_bytes(file.read_bytes()[:-3])
+    assert f"{name}.csv The file" in missing_of(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "said"),
+    [
+        ("predictions", 15, "9 of 24 scores are not there (9 of 24 tested scans"),
+        ("predictions", 15, "figures are over 24 scans, predictions.csv scores 15"),
+        ("history", 4, "history.csv The file has the training of 2 of the 3 models of run.json"),
+        ("history", 5, "The training of 1 of 3 models does not end at the step"),
+        ("metrics", 3, "metrics.csv 1 of 4 figures are not there"),
+        ("folds", 48, "folds.csv The file lists 2 of the 3 models of run.json"),
+        ("folds", 60, "1 of 3 folds list fewer scans than the others, down to 12 of 24"),
+        ("folds", 48, "scores are of scans, folds or classes that folds.csv"),
+    ],
+)
+def test_a_table_cut_between_two_lines_is_told_from_the_other_files(
+    copied: Copy, name: str, kept: int, said: str
+) -> None:
+    run = copied("mean") / "run"
+    file = run / f"{name}.csv"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[: kept + 1]))
+    assert said in missing_of(run)
+
+
+@pytest.mark.parametrize("value", [None, "lost"])
+@pytest.mark.parametrize("key", ["fits", "cohort", "task", "labels", "bags"])
+def test_a_record_without_a_part_says_so(copied: Copy, key: str, value: str | None) -> None:
+    run = copied("mean") / "run"
+    settings = json.loads((run / "run.json").read_text())
+    settings[key] = value
+    (run / "run.json").write_text(json.dumps(settings))
+    assert f"{key} of run.json run.json says nothing of it" in missing_of(run)
+
+
+def test_nulls_of_a_record_are_as_if_they_were_not_there(copied: Copy) -> None:
+    run = copied("mean") / "run"
+    settings = json.loads((run / "run.json").read_text())
+    settings |= {"repeats": None, "remarks": None}
+    settings["task"]["notes"] = None
+    settings["fits"] = [{**fit, "chosen": None, "not_learnt": None} for fit in settings["fits"]]
+    (run / "run.json").write_text(json.dumps(settings))
+    assert "repeats of run.json" in missing_of(run)
+
+
+def test_what_is_missing_is_named_only_where_that_section_is(copied: Copy) -> None:
+    run = copied("mean") / "run"
+    for file in run.iterdir():
+        if file.is_file() and file.name != "folds.csv":
+            file.unlink()
+    text = report(run).read_text(encoding="utf-8")
+    assert "see what is missing" in text
+    assert 'id="r1-missing"' in text
+    template = (Path(module.__file__).parent / "report.html.j2").read_text(encoding="utf-8")
+    assert template.count("see what is missing") == template.count('": see what is missing" if view.gaps')
+
+
+def test_numbers_of_the_case_list_are_numbers_in_full(runs: dict[str, Path], tmp_path: Path) -> None:
+    def first_two(name: str) -> list[list[object]]:
+        text = made(runs[name], tmp_path)
+        cells = re.findall(
+            r"<td data-column=\"truth\" data-cells='([^']*)'>[^<]*</td><td(?: data-cells='([^']*)')?", text
+        )
+        return [[json.loads(html.unescape(truth)), json.loads(called or "[null]")] for truth, called in cells]
+
+    rows = Run(runs["quantity"] / "run").predictions
+    truth = dict(rows.select("y_score", "y_true").iter_rows())
+    listed = first_two("quantity")
+    assert len(listed) == 24
+    assert {(called, true) for (true,), (called,) in listed} == set(truth.items())
+    times = Run(runs["survival"] / "run").predictions
+    states = {(time, "event" if event else "censored") for time, event in times.select("y_true", "event").iter_rows()}
+    assert {tuple(true) for true, _ in first_two("survival")} == states
+
+
+def test_the_calling_of_ordered_classes_is_told(runs: dict[str, Path], tmp_path: Path) -> None:
+    assert "of several classes the most probable, of ordered ones the median" in made(runs["several"], tmp_path)
+
+
+def test_the_verdict_is_that_of_the_corrected_p() -> None:
+    row = {"metric": "auroc", "estimator": "pooled", "test": "paired DeLong", "class": "", "a": 0.9, "b": 0.8}
+    row |= {"difference": 0.1, "ci_low": 0.01, "ci_high": 0.19, "p": 0.03}
+    rows = [{**row, "name": name, "p_holm": 0.06} for name in ("x", "y")]
+    said = verdict(Pair("A", "B", tuple(rows), ()))
+    assert "A and B do not differ by more than chance explains" in said
+    assert "p = 0.060 corrected over 2 endpoints (Holm) (paired DeLong)" in said
+    mean = {**row, "class": "macro", "name": "mean", "p_holm": None}
+    assert "p = 0.030 of one test of their mean, not corrected" in verdict(Pair("A", "B", (mean, *rows), ()))
+
+
 def test_a_damaged_record_gives_a_page_of_the_tables(copied: Copy) -> None:
     folder = copied("several")
     (folder / "run" / "run.json").write_text('{"format": "clear-run", ')
@@ -240,7 +348,7 @@ def test_several_runs_are_compared_on_one_page(runs: dict[str, Path], tmp_path: 
     ]
     assert f"difference {row['difference']:+.2f}, 95 % interval {row['ci_low']:+.2f} to {row['ci_high']:+.2f}" in said
     assert f"p = {row['p']:.3f} (paired DeLong)" in said
-    assert "Paired tests: mean0/run minus abmil0/run" in said
+    assert "Paired tests: run (1) minus run (2)" in said
     assert 'id="r1"' in text
     assert 'id="r2"' in text
     ids = [str(attributes["id"]) for _, attributes in parsed.elements if attributes.get("id")]

@@ -79,6 +79,31 @@ def test_a_scan_under_another_name_is_known_by_its_voxels(runs: dict[str, Path],
     assert set(find_pictures([asked], bags, scans=tmp_path).found) == {asked}
 
 
+@pytest.mark.parametrize("help_from", [6, 100])
+def test_all_renamed_scans_of_one_geometry_are_found_and_each_is_digested_once(
+    runs: dict[str, Path], bags: Bags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, help_from: int
+) -> None:
+    asked = wanted(bags, 9)
+    for i, each in enumerate(reversed(asked)):
+        shutil.copy(runs["pixels"] / "scans" / f"{each.scan}.mha", tmp_path / f"renamed{i}.mha")
+    read = []
+    monkeypatch.setattr(module, "HELP_FROM", help_from)
+    monkeypatch.setattr(module, "read_volume", lambda scan: (read.append(scan.scan_id), read_volume(scan))[1])
+    found = find_pictures(asked, bags, scans=tmp_path)
+    assert set(found.found) == set(asked)
+    assert found.notes == ()
+    assert len(read) == (18 if help_from == 100 else 0)  # once to find them, once for the pictures
+    read.clear()
+    assert set(find_pictures(asked[-1:], bags, scans=tmp_path).found) == {asked[-1]}
+    assert help_from == 6 or len(read) == 2  # the first that is read is the one: no other is
+
+
+def test_renamed_scans_that_are_others_are_not_there(runs: dict[str, Path], bags: Bags, tmp_path: Path) -> None:
+    first, second = wanted(bags, 2)
+    shutil.copy(runs["pixels"] / "scans" / f"{second.scan}.mha", tmp_path / "renamed.mha")
+    assert "1 scans are not in the folder of the scans." in find_pictures([first], bags, scans=tmp_path).notes
+
+
 def test_scans_that_are_not_there_are_counted(runs: dict[str, Path], bags: Bags, tmp_path: Path) -> None:
     asked = wanted(bags, 2)
     shutil.copy(runs["pixels"] / "scans" / f"{asked[0].scan}.mha", tmp_path)

@@ -74,10 +74,10 @@ def test_clear_models_convert_reads_a_written_checkpoint(
     convert(tmp_path / "checkpoint_0001.pth.tar", tmp_path / "encoder", arch=str(shape), branch=branch)
     encoder = load_encoder(str(tmp_path / "encoder" / "card.json"), device="cpu", precision="float32")
     network = objective.student if branch is None else objective.teacher
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    with torch.no_grad():  # in double precision: the memory format alone moves float32 by a few 1e-6
-        found, expected = encoder.network.double()(images), network.eval().double()(images)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    images = torch.randn(2, 3, 64, 64)
+    encoder.network.to(memory_format=torch.contiguous_format)  # as the other: the format alone moves results by 1e-6
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.network(images), network.eval()(images), rtol=1e-6, atol=1e-7)
 
 
 def _folder(path: Path) -> Path:

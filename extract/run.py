@@ -275,7 +275,7 @@ class Run:
         """How many scans lack thumbnails, of each output; of a shard, among its own scans."""
         mine = {scan.scan_id for scan in self.usable}
         remarks = []
-        for folder, parts in zip(self.thumbnails, self.parts, strict=False):
+        for folder, parts in zip(self.thumbnails, self.parts, strict=False):  # none where none are kept
             known = [known.row for scan_id, known in parts.known.items() if shard is None or scan_id in mine]
             remarks += folder.remark(known)
         return remarks

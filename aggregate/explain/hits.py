@@ -61,7 +61,7 @@ def hits_figure(finding: str, hits: Sequence[Panel], misses: Sequence[Panel]) ->
     for axis in axes.flat:
         axis.set_axis_off()
     for line, (word, panels) in zip(axes, rows, strict=False):
-        for axis, panel in zip(line, panels, strict=False):
+        for axis, panel in zip(line, panels, strict=False):  # the shorter row leaves axes empty
             _draw(axis, panel)
         line[0].text(-0.05, 0.5, word, rotation=90, ha="right", va="center", transform=line[0].transAxes, fontsize=10)
     figure.suptitle(

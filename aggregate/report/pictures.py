@@ -131,7 +131,7 @@ def _alike(scan: Scan, row: Mapping[str, object]) -> bool:
     spacing = row["spacing_mm"]
     if (scan.n_slices, scan.plane) != (row["n_slices"], row["plane"]) or not isinstance(spacing, Sequence):
         return False
-    pairs = zip(scan.spacing_mm or (), spacing, strict=False)
+    pairs = zip(scan.spacing_mm or (), spacing, strict=False)  # unknown: the voxels' digest decides later
     return all(b is None or abs(a - b) < 1e-3 for a, b in pairs)
 
 

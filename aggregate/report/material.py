@@ -263,9 +263,17 @@ class Material:
                 )
 
     def _epochs(self) -> Iterator[Gap]:
-        """Training that history.csv does not have to its end."""
+        """Training that history.csv does not have to its end, and what in it is no number."""
         if self.history is None:
             return
+        for name in ("epoch", "train_loss", "inner_loss"):
+            cells = self.history[name]
+            lost = cells.cast(pl.Float64, strict=False).is_null().sum() - cells.is_null().sum()
+            if lost:
+                yield Gap(
+                    "history.csv",
+                    f"{lost} of {len(cells)} values of {name} are no numbers; the training curves are without them.",
+                )
         steps = {
             (repeat, fold): last
             for repeat, fold, last in self.history.group_by("repeat", "fold")

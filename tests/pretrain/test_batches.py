@@ -264,6 +264,27 @@ def test_a_scheduler_that_ends_all_processes_leaves_the_main_one_its_workers(
     assert not workers & set(multiprocessing.active_children())
 
 
+LONELY = """
+    import time
+    import pretrain.batches
+
+    pretrain.batches.GRACE_S = 1
+    pretrain.batches._start_worker(0)
+    print("up", flush=True)
+    time.sleep(240)
+"""
+
+
+def test_a_worker_whose_process_does_not_end_it_ends_after_its_grace() -> None:
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(LONELY)], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "up\n"
+        worker.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(timeout=0.5)
+        assert worker.wait(timeout=60) == -signal.SIGALRM
+
+
 def test_workers_hand_over_a_slices_error_as_it_is(store: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(store, tmp_path / "damaged.zarr")
     for shard in copy.glob("scans/*/c/**/*"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from types import ModuleType
@@ -263,6 +264,24 @@ def test_scans_with_a_table_of_labels_are_stored_once_and_judged(
     )
     with pytest.raises(InputError, match="the labelled set of --judge was another one"):
         small.train(store, tmp_path / "run", model, epochs=1, **asked)
+
+
+def test_scans_that_cannot_be_judged_are_counted(small: ModuleType, store: Path, model: Path, tmp_path: Path) -> None:
+    from clear.phantoms import write_cohort
+
+    cohort = write_cohort(tmp_path / "cohort", patients=5, matrix=48, slices=6, workers=1)
+    for damaged in sorted(next(cohort.dicom.glob("*0005*")).rglob("*.dcm")):
+        damaged.write_bytes(damaged.read_bytes()[:-1000])
+    pl.DataFrame({"patient_id": [f"PHANTOM-{i + 1:04d}" for i in range(4)], "sick": [0, 1] * 2}).write_csv(
+        tmp_path / "labels.csv"
+    )
+    told: list[str] = []
+    asked = {"judge": str(cohort.dicom), "judge_labels": str(tmp_path / "labels.csv"), "judge_target": "sick"}
+    small.train(store, tmp_path / "run", model, epochs=1, report=told.append, **asked)
+    (line,) = [line for line in told if line.startswith("--judge: ")]
+    lost = [int(number) for number in re.findall(r"(\d+) (?:refused|failed)", line)]
+    assert sum(lost) == len(list(next(cohort.dicom.glob("*0005*")).iterdir())) > 0
+    assert any(line.startswith("judged on ") and " of 4 patients (" in line for line in told)
 
 
 def test_patients_that_are_judged_and_trained_on_are_counted(

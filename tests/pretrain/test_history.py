@@ -120,3 +120,27 @@ def test_tensorboard_gets_the_same_figures_and_drops_those_after_the_checkpoint(
     silent = TensorBoard(None, 0)
     silent.add({"loss": 1.0}, 1, "step")
     silent.close()
+
+
+@pytest.mark.parametrize("broken", ["__init__", "add_scalar", "close"])
+def test_a_full_disk_under_tensorboard_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fine(*_: Any, **__: Any) -> None:
+        return None
+
+    parts = {name: full if name == broken else fine for name in ("__init__", "add_scalar", "close")}
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = type("Writer", (), parts)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+
+    def log() -> None:
+        board = TensorBoard(tmp_path, 0)
+        board.add({"loss": 0.5}, 1, "step")
+        board.close()
+
+    with pytest.raises(OutputError, match=f"{tmp_path.name}.*the disk is full"):
+        log()

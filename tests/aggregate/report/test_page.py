@@ -215,6 +215,16 @@ def test_a_table_cut_between_two_lines_is_told_from_the_other_files(
     assert said in missing_of(run)
 
 
+def test_a_value_of_the_training_that_is_no_number_is_counted(copied: Copy) -> None:
+    run = copied("mean") / "run"
+    history = pl.read_csv(run / "history.csv", infer_schema=False)
+    losses = ["n/a", None, *history["train_loss"][2:]]
+    history.with_columns(train_loss=pl.Series(losses)).write_csv(run / "history.csv")
+    said = missing_of(run)
+    assert f"1 of {len(losses)} values of train_loss are no numbers; the training curves are without them" in said
+    assert "inner_loss" not in said
+
+
 @pytest.mark.parametrize("value", [None, "lost"])
 @pytest.mark.parametrize("key", ["fits", "cohort", "task", "labels", "bags"])
 def test_a_record_without_a_part_says_so(copied: Copy, key: str, value: str | None) -> None:

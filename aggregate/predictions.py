@@ -9,7 +9,7 @@ that could learn the endpoint scored the bag.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,14 @@ SCHEMA = {
     "event": pl.Int64,
     "y_score": pl.Float64,
 }
+
+
+def scans_of(name: str, known: Container[str]) -> list[str]:
+    """The scans of the bag that predictions call `name`: itself, or several joined by `;`.
+
+    known: scan ids, since one may hold a `;` of its own.
+    """
+    return [name] if name in known else name.split(";")
 
 
 def prediction_rows(

@@ -174,6 +174,11 @@ def thumbnail_windows(header: BagHeader, modality: str) -> tuple[Window, ...]:
     return tuple(Window.from_dict(window) for window in stacked) or default_windows(modality)
 
 
+def shown_window(window: Window, header: BagHeader, modality: str) -> Window:
+    """The window in which a slice is shown: its own, or the first where its encoder makes something else of it."""
+    return window if window.kind != "encoder" else thumbnail_windows(header, modality)[0]
+
+
 def thumbnails_folder(bags: Path) -> Path:
     """`feats.thumbnails` for `feats.h5` or `feats.zarr`."""
     return bags.with_name(f"{bags.stem}.thumbnails")

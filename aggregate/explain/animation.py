@@ -132,7 +132,7 @@ def _frame(
     draw.line((end - bar * scale, bottom + STRIP / 2, end, bottom + STRIP / 2), WHITE, 3)
     write(end - bar * scale - MARGIN, bottom + STRIP / 2, f"{bar} mm", "rm")
     write(MARGIN, bottom + STRIP / 2, window, "lm")
-    write(room + MARGIN, STRIP / 2, "attention", "lm")
+    write(room + MARGIN, STRIP / 2, "weight", "lm")
     place = room + MARGIN, STRIP, room + PROFILE - MARGIN, bottom
     _draw_profile(draw, weights, index, place, upward=volume.plane == "axial")
     return frame

@@ -59,22 +59,22 @@ class Boxes:
         """What is marked, sorted."""
         return tuple(sorted({box.label for boxes in self.of_scan.values() for box in boxes}))
 
-    def scans_with(self, label: str) -> set[str]:
-        """Ids of the scans in which this is marked."""
-        return {scan for scan, boxes in self.of_scan.items() if any(box.label == label for box in boxes)}
+    def scans_with(self, labels: tuple[str, ...]) -> set[str]:
+        """Ids of the scans in which one of these is marked."""
+        return {scan for scan, boxes in self.of_scan.items() if any(box.label in labels for box in boxes)}
 
-    def holds(self, scan_id: str, label: str, n_slices: int) -> NDArray[np.bool_]:
-        """(Z,) which slices hold a box of this label. Raises InputError where one lies outside the scan."""
+    def holds(self, scan_id: str, labels: tuple[str, ...], n_slices: int) -> NDArray[np.bool_]:
+        """(Z,) which slices hold a box of these labels. Raises InputError where one lies outside the scan."""
         found = np.zeros(n_slices, dtype=bool)
-        for box in self._boxes(scan_id, label, n_slices):
+        for box in self._boxes(scan_id, labels, n_slices):
             found[slice(*box.slices)] = True
         return found
 
-    def region(self, scan_id: str, label: str, volume: Volume) -> NDArray[np.bool_]:
-        """(Z, Y, X) the voxels inside a box of this label. Raises InputError where one lies outside the scan."""
+    def region(self, scan_id: str, labels: tuple[str, ...], volume: Volume) -> NDArray[np.bool_]:
+        """(Z, Y, X) the voxels inside a box of these labels. Raises InputError where one lies outside the scan."""
         n_slices, rows, columns = volume.voxels.shape
         found = np.zeros(volume.voxels.shape, dtype=bool)
-        for box in self._boxes(scan_id, label, n_slices):
+        for box in self._boxes(scan_id, labels, n_slices):
             if box.x[0] >= columns or box.y[0] >= rows or min(box.x[1], box.y[1]) <= 0:
                 raise InputError(
                     f"{self.path}: {scan_id}: the box x {box.x[0]:g} to {box.x[1]:g}, y {box.y[0]:g} to {box.y[1]:g} "
@@ -83,9 +83,9 @@ class Boxes:
             found[slice(*box.slices), *box.pixels(columns, rows)] = True
         return found
 
-    def _boxes(self, scan_id: str, label: str, n_slices: int) -> Iterator[Box]:
+    def _boxes(self, scan_id: str, labels: tuple[str, ...], n_slices: int) -> Iterator[Box]:
         for box in self.of_scan.get(scan_id, ()):
-            if box.label != label:
+            if box.label not in labels:
                 continue
             if box.slices[0] < 0 or box.slices[1] > n_slices:
                 raise InputError(

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregate.aggregators import Aggregator, predict
+from aggregate.aggregators import Aggregator
 from aggregate.cohort import choose_windows
 from aggregate.explain.explain import features_of_scan
 from aggregate.explain.models import models_for
 from aggregate.explain.saliency import ENDPOINT_MAPS, MAPS
 from aggregate.explain.sanity import Destroyed, Pair
-from aggregate.explain.slice_attention import slice_attention
+from aggregate.explain.slice_attention import instance_weights, slice_attention
 from aggregate.explain.target import Target
-from aggregate.packed import PackedRows
 from aggregate.run import Run
 from clear.bags import Bags
 from clear.frozen import Encoder
@@ -32,14 +31,12 @@ Array = NDArray[np.floating]
 class Contender:
     """What one method shows of a scan.
 
-    weights: (Z, W), summing to 1; maps: (Z, W, h, w), None without pixels; weighs: whether the weights are a model's
-    own, and not even for want of any
+    weights: (Z, W), summing to 1; maps: (Z, W, h, w), None without pixels
     """
 
     method: str
     weights: NDArray[np.float64]
     maps: NDArray[np.float32] | None
-    weighs: bool = True
 
     @property
     def slices(self) -> NDArray[np.float64]:
@@ -87,21 +84,18 @@ class ScanContenders:
             for pair, model in zip(self.found.pairs, self.found.models, strict=True)
             if endpoint not in self.run.not_learnt(*pair)
         }
-        weighs = any(model.returns_attention for model in trained.values())
-        if weighs:
-            weights = slice_attention(self.run, self.bags, self.scan_id, endpoint=endpoint).weights
-        else:
-            weights = even((self.bags.row(self.scan_id).n_slices, len(self.windows)))
+        found = slice_attention(self.run, self.bags, self.scan_id, endpoint=endpoint, output=target.output)
+        weights = found.weights
         own = str(self.run.settings["aggregator"])
-        contenders = [Contender(own, weights, self._map("", self.encoder, list(trained.values()), target), weighs)]
+        contenders = [Contender(own, weights, self._map("", self.encoder, list(trained.values()), target))]
         for each in self.destroyed:
             models = list(trained.values()) if each.models is None else _same_folds(each.models, trained)
             encoder, embeddings = self.encoder, self.embeddings
             if each.encoder is not None and self.volume is not None:
                 encoder, embeddings = each.encoder, each.encoder.encode(self.volume, self.windows)
-            weights = attention_of(models, embeddings, contenders[0].weights.shape)
+            _, of_models = instance_weights(models, embeddings, target.output)
             maps = self._map(each.name, encoder, models, target, embeddings)
-            contenders.append(Contender(each.name, weights, maps))
+            contenders.append(Contender(each.name, of_models.mean(axis=0).reshape(weights.shape), maps))
         return contenders
 
     def _map(
@@ -122,13 +116,6 @@ class ScanContenders:
             make = MAPS[self.map_name]
             self._maps[key] = make(encoder, self.volume, self.windows, models, target.output, embeddings=given)
         return self._maps[key]
-
-
-def attention_of(models: Sequence[Aggregator], embeddings: Array, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """(Z, W) mean attention of models over a bag (Z * W, d), slice by slice; even where they weigh nothing."""
-    rows = PackedRows.of([embeddings])
-    of_model = [predict(model, rows, [0])[1][0].astype(np.float64) for model in models]
-    return np.asarray(np.mean(of_model, axis=0).reshape(shape))
 
 
 def even(shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ def bag_outputs(model: Aggregator, bags: Tensor, target: int) -> Tensor:
 
 def embedding_gradient(model: Aggregator, embeddings: NDArray[np.floating], target: int) -> Tensor:
     """(K, d) float32, dy/de_k of every instance of a bag (K, d), on the model's device."""
-    rows = torch.as_tensor(np.asarray(embeddings, dtype=np.float32), device=model.mean.device).clone()
+    rows = torch.tensor(np.asarray(embeddings, dtype=np.float32), device=model.mean.device)
     rows.requires_grad_(True)
     with torch.enable_grad():
         (answer,) = bag_outputs(model.eval(), rows[None], target)

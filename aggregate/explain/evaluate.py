@@ -3,8 +3,8 @@
 For every finding that is marked and predicted, over the scans that have it: is a lesion in the slices that the run
 attends to, and in the places that its maps light up (`correctness`)? Beside the run stand what knows less:
 
-    even attention     its own in-slice maps, all slices alike: what mean pooling would show
-    attention alone    its own slice attention, all places in a slice alike
+    even attention     its own in-slice maps, all slices alike
+    attention alone    its own slice attention (contributions, where it weighs none), all places in a slice alike
     centre             a bell in the middle of the volume, whatever the image
     random             what a map that has nothing to do with the scan is expected to score, exactly
 
@@ -103,7 +103,7 @@ def evaluate_explanations(
             "format": FORMAT,
             "version": VERSION,
             "run": str(opened_run.path),
-            "bags": opened_run.settings["bags"]["digest"],
+            "bags": opened.digest,
             "map": name,
             "boxes": file_record(boxes),
             "masks": file_record(masks),

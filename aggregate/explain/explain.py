@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +20,20 @@ from aggregate.explain.correctness import THRESHOLD
 from aggregate.explain.explanation import Explanation
 from aggregate.explain.models import models_for, pairs_for
 from aggregate.explain.pixels import ScanFolder, find_encoder
+from aggregate.explain.record_of_files import record_of_files
 from aggregate.explain.saliency import MAPS, default_map, saliency
-from aggregate.explain.slice_attention import slice_attention
-from aggregate.explain.target import choose_target, scores_of_bag
+from aggregate.explain.slice_attention import CONTRIBUTION, SliceAttention, slice_attention
+from aggregate.explain.target import Target, choose_target, scores_of_bag, targets_of
 from aggregate.predict import check_bags
+from aggregate.record import versions
+from aggregate.report.bag_file import find_bags
 from aggregate.run import Run
-from clear.atomic import output_errors, write_aside
+from clear.atomic import write_aside
 from clear.bag_format import ScanRow
 from clear.bags import Bags
 from clear.errors import InputError
 from clear.scans import Scan
+from clear.thumbnails import shown_window
 from clear.volume import Volume
 
 if TYPE_CHECKING:
@@ -59,13 +64,17 @@ def explain(
 ) -> Explanation:
     """What a prediction of one scan was made of: the attention of its slices and, with its pixels, a saliency volume.
 
+    A run whose aggregator weighs no slice (`mean`, `linear`, `mlp`) has contributions in place of attention.
+
     The models that explain are those that did not train on the scan's patient (`aggregate.explain.models`). bags: the
     file that holds the scan, the run's own by default. scans: a folder or plan in which the scan is found by its id or
     its voxels, and always confirmed by its digest; without it there is no saliency. endpoint, class_name: see
     `aggregate.explain.target.choose_target`. map: of `aggregate.explain.saliency.MAPS`, the one that suits the encoder
     by default. model, weights: see `aggregate.explain.pixels.find_encoder`.
 
-    outputs: of OUTPUTS, what is written to `out` (by default `explain/SCAN` in the run folder); none writes nothing.
+    outputs: of OUTPUTS, what is written to `out` (by default `explain/SCAN` in the run folder, `explain/SCAN/FINDING`
+    where it predicts several), beside explanation.json, which says what the files are of; none writes nothing. Files of
+    an earlier explanation there are replaced, those that this one has not are removed.
     Raises InputError where the run cannot explain this scan, or what is found is not what was encoded.
     """
     opened_run = run if isinstance(run, Run) else Run.open(run)
@@ -78,8 +87,8 @@ def explain(
         embeddings = features_of_scan(opened_run, opened, scan_id)
         scores = scores_of_bag(opened_run, found.models, found.pairs, embeddings)
         target, score, remarks = choose_target(opened_run.endpoints, scores, endpoint, class_name)
-        attention = slice_attention(opened_run, opened, scan_id, endpoint=target.endpoint.name)
-        remarks += _remarks(opened_run, attention.share, row, attention.out_of_fold)
+        attention = slice_attention(opened_run, opened, scan_id, endpoint=target.endpoint.name, output=target.output)
+        remarks += _remarks(opened_run, attention, row)
         result = Explanation(
             scan_id=scan_id,
             source_digest=row.digest,
@@ -88,6 +97,9 @@ def explain(
             score=score,
             map_name="",
             attention=attention,
+            shown_window=shown_window(
+                attention.windows[int(attention.weights.sum(axis=0).argmax())], opened.header, row.modality
+            ),
             saliency=None,
             volume=None,
             out_of_fold=attention.out_of_fold,
@@ -112,19 +124,27 @@ def explain(
                 remarks.append("segmentation.dcm is not written: the saliency is 0 everywhere")
         result = replace(result, remarks=tuple(remarks))
         if outputs:
-            folder = Path(out) if out is not None else opened_run.path / "explain" / safe_name(scan_id)
-            result = replace(result, files=tuple(_write(result, folder, outputs, scan)))
+            folder = Path(out) if out is not None else _folder(opened_run, scan_id, target)
+            with record_of_files(folder, _record(opened_run, opened, result)) as files:
+                files += _write(result, folder, outputs, scan)
+            result = replace(result, files=tuple(files))
     return result
 
 
 def open_bags(run: Run, bags: Bags | Path | str | None, stack: ExitStack) -> Bags:
-    """The bag file that is given, else the run's own. Raises InputError where that is no longer there."""
+    """The bag file that is given, else the run's own, also where both were moved together.
+
+    Raises InputError where that is no longer there.
+    """
     if isinstance(bags, Bags):
         return bags
-    path = Path(run.settings["bags"]["path"]) if bags is None else Path(bags)
-    if bags is None and not path.exists():
+    if bags is not None:
+        return stack.enter_context(Bags(bags))
+    path = Path(run.settings["bags"]["path"])
+    found = find_bags(run.path, run.settings["bags"])
+    if found is None and not path.exists():
         raise InputError(f"{run.path}: its bag file {path} is no longer there. Say where it is now with --bags")
-    return stack.enter_context(Bags(path))
+    return stack.enter_context(found or Bags(path))  # one that has grown since is another file of the same scans
 
 
 def features_of_scan(run: Run, bags: Bags, scan_id: str) -> NDArray[np.floating]:
@@ -148,6 +168,33 @@ def safe_name(scan_id: str) -> str:
     if plain == scan_id and plain.strip("."):
         return plain
     return f"{plain}-{hashlib.sha256(scan_id.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
+
+
+def _folder(run: Run, scan_id: str, target: Target) -> Path:
+    """Where an explanation goes unless told."""
+    folder = run.path / "explain" / safe_name(scan_id)
+    return folder / safe_name(target.finding) if len(targets_of(run.endpoints)) > 1 else folder
+
+
+def _record(run: Run, bags: Bags, result: Explanation) -> dict[str, Any]:
+    """What the files are of, for explanation.json."""
+    return {
+        "run": str(run.path),
+        "bags": bags.digest,
+        "encoder": bags.encoder,
+        "scan_id": result.scan_id,
+        "source_digest": result.source_digest,
+        "endpoint": result.endpoint,
+        "class": result.class_name,
+        "score": result.score if math.isfinite(result.score) else None,
+        "slices": result.attention.kind,
+        "map": result.map_name,
+        "models": [list(pair) for pair in result.attention.pairs],
+        "out_of_fold": result.out_of_fold,
+        "windows": [window.as_dict() for window in result.attention.windows],
+        "remarks": list(result.remarks),
+        "versions": versions(),
+    }
 
 
 def _check_arguments(outputs: Sequence[str], map: str | None, scans: Path | str | None) -> None:
@@ -190,12 +237,18 @@ def _check_outputs(outputs: Sequence[str], scan: Scan, volume: Volume, scan_id: 
     return remarks
 
 
-def _remarks(run: Run, share: float, row: ScanRow, out_of_fold: bool) -> list[str]:
+def _remarks(run: Run, attention: SliceAttention, row: ScanRow) -> list[str]:
     remarks = []
-    if share < 1 - 1e-6:
+    out_of_fold = attention.out_of_fold
+    if attention.kind == CONTRIBUTION:
         remarks.append(
-            f"the run reads the scans of a patient as one bag: {100 * share:.1f} % of its attention fell on this scan. "
-            "Shares of slices are of the scan alone, and so is the score"
+            f"{run.settings['aggregator']} weighs no slice: in place of attention stands how much each slice raised "
+            "the answer (gradient times its difference from the mean slice of training)"
+        )
+    if attention.share < 1 - 1e-6:
+        remarks.append(
+            f"the run reads the scans of a patient as one bag: {100 * attention.share:.1f} % of its {attention.kind} "
+            "fell on this scan. Shares of slices are of the scan alone, and so is the score"
         )
     if not out_of_fold and row.patient_id is None:
         remarks.append(
@@ -212,9 +265,7 @@ def _remarks(run: Run, share: float, row: ScanRow, out_of_fold: bool) -> list[st
 
 
 def _write(result: Explanation, folder: Path, outputs: Sequence[str], scan: Scan | None) -> list[Path]:
-    """The files asked for, in a folder that is made; the large ones last."""
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    """The files asked for; the large ones last."""
     files: list[Path] = []
     if "png" in outputs:
         from aggregate.figures.attention import attention_profile_figure
@@ -226,7 +277,8 @@ def _write(result: Explanation, folder: Path, outputs: Sequence[str], scan: Scan
             attention.weights,
             attention.windows,
             result.top_slices(SHOWN),
-            title="Attention",
+            title=attention.kind.capitalize(),
+            quantity=attention.kind,
         )
         write_aside(folder / "attention.svg", svg(figure).encode())
         files += [folder / "attention.svg", write_png(folder / "attention.png", figure)]

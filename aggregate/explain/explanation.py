@@ -22,8 +22,10 @@ class Explanation:
     score: mean over the explaining models of the probability, the value in the label's unit, or the log hazard; nan
     where none of them could learn the endpoint
     map_name: how places inside a slice were weighed, a name of `aggregate.explain.saliency.MAPS`; "" without pixels
-    attention: of slices and windows; saliency: (Z, Y, X) float32, attention x in-slice map on the scan's own voxels,
-    None without pixels; volume: the scan itself, None without pixels
+    attention: of slices and windows, or what each contributed (its `kind`); shown_window: in which slices are shown,
+    that of most attention or, where the encoder makes something else of it, the modality's
+    saliency: (Z, Y, X) float32, attention x in-slice map on the scan's own voxels, None without pixels
+    volume: the scan itself, None without pixels
     out_of_fold: whether the explaining models never trained on this scan because they are those of its test folds
     remarks: what a reader must know, as sentences; files: what was written
     """
@@ -35,6 +37,7 @@ class Explanation:
     score: float
     map_name: str
     attention: SliceAttention
+    shown_window: Window
     saliency: NDArray[np.float32] | None
     volume: Volume | None
     out_of_fold: bool
@@ -43,18 +46,13 @@ class Explanation:
 
     @property
     def slice_weights(self) -> NDArray[np.float64]:
-        """(Z,) the attention of each slice, summed over windows; sums to 1."""
+        """(Z,) the attention (contribution) of each slice, summed over windows; sums to 1."""
         return np.asarray(self.attention.weights.sum(axis=1), dtype=np.float64)
 
     @property
     def answer(self) -> str:
         """What is explained, for people: the endpoint, and the class that the map speaks for."""
         return f"{self.endpoint} = {self.class_name}" if self.class_name else self.endpoint
-
-    @property
-    def shown_window(self) -> Window:
-        """The window that got most of the attention."""
-        return self.attention.windows[int(self.attention.weights.sum(axis=0).argmax())]
 
     def top_slices(self, n: int = 3) -> list[int]:
         """The indices of the n most attended slices, the highest first; of equal ones the lower index."""
@@ -68,7 +66,7 @@ class Explanation:
         top = ", ".join(f"{i} (z {z_mm[i]:.1f} mm) {100 * weights[i]:.1f} %" for i in self.top_slices())
         lines = [
             f"{self.scan_id}: {self.answer}, score {self.score:.3f}, by {models} model{'s' * (models != 1)} {how}",
-            f"most attended slices of {len(weights)}: {top}",
+            f"slices of highest {self.attention.kind}, of {len(weights)}: {top}",
         ]
         if self.map_name:
             lines.append(f"in-slice map: {self.map_name}")

@@ -28,6 +28,7 @@ from aggregate.run import Run
 from clear.bags import Bags
 from clear.errors import InputError, ScanRefused
 from clear.frozen import Encoder
+from clear.thumbnails import shown_window
 from clear.volume import Volume
 
 EVEN, ALONE, CENTRE, RANDOM = "even attention", "attention alone", "centre", "random"
@@ -71,20 +72,24 @@ class Judge:
                 map_name=self.map_name,
                 destroyed=self.destroyed,
             )
-            for each in cases:
-                self._case(scan_id, each, contenders, volume)
         except (InputError, ScanRefused) as error:
             self.remarks.append(f"{scan_id} is left out: {error}")
+            return
+        for each in cases:
+            try:
+                self._case(scan_id, each, contenders, volume)
+            except (InputError, ScanRefused) as error:
+                self.remarks.append(f"{scan_id} is left out of {each.target.finding}: {error}")
 
     def _case(self, scan_id: str, case: Cases, contenders: ScanContenders, volume: Volume | None) -> None:
         shown = contenders.of(case.target)
         if volume is None or self.encoder is None:
             assert isinstance(self.marks, Boxes)  # masks need pixels
-            holds = self.marks.holds(scan_id, case.label, self.bags.row(scan_id).n_slices)
+            holds = self.marks.holds(scan_id, case.labels, self.bags.row(scan_id).n_slices)
             judged = {each.method: slice_correctness(each.slices, holds) for each in shown}
             judged[RANDOM] = random_correctness(holds)
         else:
-            region = self.marks.region(scan_id, case.label, volume)
+            region = self.marks.region(scan_id, case.labels, volume)
             holds = np.asarray(region.any(axis=(1, 2)))
             judged = self._with_pixels(shown, holds, region, volume, self.encoder)
             self._keep_panel(scan_id, case, shown[0], contenders, volume, region)
@@ -113,15 +118,13 @@ class Judge:
         own = shown[0]
         bright = 0
         judged: dict[str, dict[str, float]] = {}
-        beside = [Contender(EVEN, even(own.weights.shape), own.maps)] if own.weighs else []
-        for each in (*shown, *beside):
+        for each in (*shown, Contender(EVEN, even(own.weights.shape), own.maps)):
             assert each.maps is not None
             whole = saliency(each.weights, each.maps, volume, encoder.card)
             judged[each.method] = slice_correctness(each.slices, holds) | lesion_correctness(whole, region)
             bright = bright or int(brightest(whole).sum())
-        if own.weighs:
-            flat = np.broadcast_to(own.slices.astype(np.float32)[:, None, None], region.shape)
-            judged[ALONE] = lesion_correctness(flat, region)
+        flat = np.broadcast_to(own.slices.astype(np.float32)[:, None, None], region.shape)
+        judged[ALONE] = lesion_correctness(flat, region)
         bell = centre_prior(region.shape)
         judged[CENTRE] = slice_correctness(bell.sum(axis=(1, 2)), holds) | lesion_correctness(bell, region)
         judged[RANDOM] = random_correctness(holds, region, bright)
@@ -144,7 +147,7 @@ class Judge:
         hit = bool(region[z, y, x])
         kept = self.panels.setdefault(case.target.finding, {True: [], False: []})[hit]
         if len(kept) < PANELS:
-            window = contenders.windows[int(own.weights[z].argmax())]
+            window = shown_window(contenders.windows[int(own.weights[z].argmax())], self.bags.header, volume.modality)
             short = scan_id if len(scan_id) <= 20 else f"…{scan_id[-18:]}"
             inside = np.flatnonzero(region.any(axis=(1, 2)))
             first, last = int(inside[0]), int(inside[-1])

@@ -35,19 +35,26 @@ class Masks:
         """What is marked, sorted."""
         return tuple(sorted({label for _, label in self.files}))
 
-    def scans_with(self, label: str) -> set[str]:
-        """Ids of the scans that have a mask of this label."""
-        return {scan for scan, here in self.files if here == label}
+    def scans_with(self, labels: tuple[str, ...]) -> set[str]:
+        """Ids of the scans that have a mask of one of these labels."""
+        return {scan for scan, here in self.files if here in labels}
 
-    def region(self, scan_id: str, label: str, volume: Volume) -> NDArray[np.bool_]:
-        """(Z, Y, X) which voxels of the scan are marked. Raises InputError when none is, or the file cannot be read."""
-        file = self.files[scan_id, label]
-        found = on_volume(*_read(file), volume)
-        if not found.any():
-            raise InputError(
-                f"{file}: marks nothing inside the scan {scan_id}: it is empty, or lies elsewhere in the patient. "
-                "Remove it, or correct its geometry"
-            )
+    def region(self, scan_id: str, labels: tuple[str, ...], volume: Volume) -> NDArray[np.bool_]:
+        """(Z, Y, X) which voxels of the scan are marked, by any of its masks of these labels.
+
+        Raises InputError when a mask marks none, or cannot be read.
+        """
+        found = np.zeros(volume.voxels.shape, dtype=bool)
+        for (scan, label), file in self.files.items():
+            if scan != scan_id or label not in labels:
+                continue
+            own = on_volume(*_read(file), volume)
+            if not own.any():
+                raise InputError(
+                    f"{file}: marks nothing inside the scan {scan_id}: it is empty, or lies elsewhere in the patient. "
+                    "Remove it, or correct its geometry"
+                )
+            found |= own
         return found
 
 

@@ -20,13 +20,19 @@ from clear.volume import Volume
 class ScanFolder:
     """The scans of a folder (or of a plan that `clear inspect --out` wrote), to be asked for by what a bag file says.
 
+    A folder is listed once for each modality that is asked for, since files without one (NIfTI and its like) are read
+    as extraction read them; a scan that was read in a search is known by its digest from then on.
     Raises InputError for a folder without scans.
     """
 
     def __init__(self, place: Path | str) -> None:
         self.place = Path(place)
         is_plan = self.place.is_file() and self.place.suffix == ".parquet"
-        self.scans = read_plan(self.place) if is_plan else find_scans(self.place)
+        self._plan = read_plan(self.place) if is_plan else None
+        self._lists: dict[str, list[Scan]] = {}
+        self._digests: dict[tuple[str, int], str] = {}  # of what was read, by list and place in it; "" where refused
+        if self._plan is None and not find_scans(self.place):
+            raise InputError(f"{self.place}: holds no scan. Name the folder that was extracted")
 
     def find(self, row: ScanRow) -> tuple[Scan, Volume]:
         """The scan that a bag was made of, and its voxels: by its id, which its digest confirms.
@@ -34,28 +40,44 @@ class ScanFolder:
         A scan that goes by another id here (the bag file's are pseudonyms, or come from a table) is known by its
         digest. Raises InputError where it is not there or another scan has its id, ScanRefused where it cannot be read.
         """
-        own = [scan for scan in self.scans if scan.scan_id == row.scan_id]
-        if own:
-            volume = read_volume(own[0])
-            if volume.digest != row.digest:
-                raise InputError(
-                    f"{self.place}: {row.scan_id} holds other voxels ({volume.digest[:12]}) than those that were "
-                    f"encoded ({row.digest[:12]}). Name the folder that was extracted, or extract this one again"
-                )
-            return own[0], volume
-        for scan in self.scans:
-            if scan.verdict == "refused" or not _could_be(scan, row):
+        scans = self._scans(row.modality)
+        named = [number for number, scan in enumerate(scans) if scan.scan_id == row.scan_id]
+        alike = [number for number, scan in enumerate(scans) if scan.verdict != "refused" and _could_be(scan, row)]
+        order = [*named, *(number for number in alike if number not in named)]
+        order.sort(key=lambda number: self._digests.get((row.modality, number)) != row.digest)  # known ones first
+        refused = None
+        for number in order:
+            key = row.modality, number
+            if self._digests.get(key, row.digest) != row.digest:
                 continue
             try:
-                volume = read_volume(scan)
-            except ScanRefused:
-                continue  # it cannot be the one that was encoded
+                volume = read_volume(scans[number])
+            except ScanRefused as error:
+                refused = error if number in named else refused
+                self._digests[key] = ""  # it cannot be the one that was encoded
+                continue
+            self._digests[key] = volume.digest
             if volume.digest == row.digest:
-                return scan, volume
+                return scans[number], volume
+        if refused is not None:
+            raise refused
+        if named:
+            found = self._digests[row.modality, named[0]]
+            raise InputError(
+                f"{self.place}: {row.scan_id} holds other voxels ({found[:12] or 'not readable'}) than those that were "
+                f"encoded ({row.digest[:12]}). Name the folder that was extracted, or extract this one again"
+            )
         raise InputError(
-            f"{self.place}: scan {row.scan_id} is not among its {len(self.scans)} series, by id or by voxels; it has "
-            f"{some([scan.scan_id for scan in self.scans], 3)}. Name the folder that was extracted"
+            f"{self.place}: scan {row.scan_id} is not among its {len(scans)} series, by id or by voxels; it has "
+            f"{some([scan.scan_id for scan in scans], 3)}. Name the folder that was extracted"
         )
+
+    def _scans(self, modality: str) -> list[Scan]:
+        if self._plan is not None:
+            return self._plan
+        if modality not in self._lists:
+            self._lists[modality] = find_scans(self.place, modality=modality or None)
+        return self._lists[modality]
 
 
 def find_encoder(

@@ -20,6 +20,7 @@ from aggregate.aggregators import AGGREGATORS, Aggregator, build_aggregator
 from aggregate.cohort import Cohort, choose_windows, rows_of_scans
 from aggregate.crossval import fit_fold
 from aggregate.folds import COLUMNS, Folds
+from aggregate.predictions import scans_of
 from aggregate.run import Run
 from aggregate.targets import Targets
 from aggregate.train import check_device
@@ -80,7 +81,8 @@ def permuted_aggregators(run: Run, bags: Bags, seed: int = 0, device: str = "aut
     labels = _labels(run)
     repeat = min(repeat for repeat, _ in run.pairs)
     taught = run.folds.filter((pl.col("repeat") == repeat) & pl.col("split").is_in(["train", "inner"]))
-    known = {scan for name in labels for scan in name.split(";")}
+    folded = set(run.folds["scan_id"].to_list())
+    known = {scan for name in labels for scan in scans_of(name, folded)}
     lacking = set(taught["scan_id"].to_list()) - known
     if lacking:
         raise InputError(
@@ -169,10 +171,10 @@ def _permuted_cohort(
     order = rng.permutation(len(names))
     codes, events = (np.stack([labels[names[i]][part] for i in order]) for part in (1, 2))
     return Cohort(
-        scan_ids=tuple(tuple(name.split(";")) for name in names),
+        scan_ids=tuple(tuple(scans_of(name, rows)) for name in names),
         patient_ids=tuple(labels[name][0] for name in names),
         targets=Targets(run.endpoints, codes, events),
-        parts=tuple(tuple(part for scan in name.split(";") for part in rows[scan]) for name in names),
+        parts=tuple(tuple(part for scan in scans_of(name, rows) for part in rows[scan]) for name in names),
         windows=windows,
         remarks=(),
     )

@@ -1,7 +1,8 @@
-"""How much each slice counted: the aggregator's own weights, by slice and window."""
+"""How much each slice counted: the aggregator's own weights, by slice and window, or what stands in for them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,18 @@ from numpy.typing import NDArray
 
 from aggregate.aggregators import AGGREGATORS, Aggregator, predict
 from aggregate.cohort import choose_windows, rows_of_scans
+from aggregate.explain.contribution import contributions
 from aggregate.explain.models import known_as, models_for
 from aggregate.packed import PackedRows
 from aggregate.predict import check_bags
+from aggregate.predictions import scans_of
 from aggregate.run import Run
 from clear.bags import Bags
 from clear.errors import InputError
 from clear.volume import CANONICAL_AXES
 from clear.windows import Window
+
+ATTENTION, CONTRIBUTION = "attention", "contribution"
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class SliceAttention:
     (`clear.volume.CANONICAL_AXES`: feet to head in axial scans), ascending.
     out_of_fold: as in `ScanModels`. share: of the bag's attention that fell on this scan, mean over the models: 1
     unless the run pools the scans of a patient into one bag.
+    kind: ATTENTION, or CONTRIBUTION where an aggregator weighs no slice (`aggregate.explain.contribution`).
     """
 
     scan_id: str
@@ -43,16 +49,22 @@ class SliceAttention:
     pairs: tuple[tuple[int, int], ...]
     out_of_fold: bool
     share: float = 1.0
+    kind: str = ATTENTION
 
 
-def slice_attention(run: Run, bags: Bags | Path | str, scan_id: str, *, endpoint: str | None = None) -> SliceAttention:
+def slice_attention(
+    run: Run, bags: Bags | Path | str, scan_id: str, *, endpoint: str | None = None, output: int | None = None
+) -> SliceAttention:
     """The attention of a scan's bag under the models that may explain it (`models_for`).
 
     Attention is not of an endpoint: a model with several outputs weighs slices once for all. endpoint: leaves out
     models that could not learn it. For a scan that the run scored these are the numbers of its attention.h5.
+    output: of the models, for what takes the place of attention where one of them weighs nothing: how much each slice
+    raised this output, by all of them.
 
-    Raises InputError where the aggregator weighs nothing, the bag file does not fit the run (encoder, preprocessing,
-    windows), the scan's voxels are others than the run's, or its bag is one row for the whole volume.
+    Raises InputError where an aggregator weighs nothing and no output is named, the bag file does not fit the run
+    (encoder, preprocessing, windows), the scan's voxels are others than the run's, or its bag is one row for the whole
+    volume.
     """
     with ExitStack() as stack:
         opened = bags if isinstance(bags, Bags) else stack.enter_context(Bags(bags))
@@ -65,20 +77,20 @@ def slice_attention(run: Run, bags: Bags | Path | str, scan_id: str, *, endpoint
                 "weigh. Explain a run on a slice encoder"
             )
         found = models_for(run, scan_id, digest=row.digest, patient_id=row.patient_id, endpoint=endpoint)
-        for model in found.models:
-            check_weighs(model, run)
+        if output is None:
+            for model in found.models:
+                _check_weighs(model, run)
         number = {opened.windows.index(window): w for w, window in enumerate(windows)}
         ids = _scans_of_bag(run, opened, scan_id, row.digest)
         parts = rows_of_scans(opened, windows)
-        source = PackedRows(opened.features, [[part for scan in ids for part in parts[scan]]])
+        rows = np.concatenate([np.asarray(opened.features[part]) for scan in ids for part in parts[scan]])
         before = sum(_length(parts[scan]) for scan in ids[: ids.index(scan_id)])
         start = int(opened.scans.filter(pl.col("scan_id") == scan_id)["start"][0])
         own = np.concatenate([np.arange(part.start, part.stop, part.step or 1) for part in parts[scan_id]]) - start
         slices, places = bag.slice[own], np.array([number[int(w)] for w in bag.window[own]])
         by_model = np.zeros((len(found.models), row.n_slices, len(windows)))
-        for m, model in enumerate(found.models):
-            _, (attention,) = predict(model, source, [0])
-            by_model[m, slices, places] = attention[before : before + len(own)]
+        kind, weights = instance_weights(found.models, rows, output)
+        by_model[:, slices, places] = weights[:, before : before + len(own)]
         position_mm = np.full((row.n_slices, 3), np.nan)
         position_mm[bag.slice] = bag.position_mm
     share = by_model.sum(axis=(1, 2))
@@ -94,17 +106,32 @@ def slice_attention(run: Run, bags: Bags | Path | str, scan_id: str, *, endpoint
         pairs=found.pairs,
         out_of_fold=found.out_of_fold,
         share=float(share.mean()),
+        kind=kind,
     )
 
 
-def check_weighs(model: Aggregator, run: Run) -> None:
+def instance_weights(
+    models: Sequence[Aggregator], rows: NDArray[np.floating], output: int | None = None
+) -> tuple[str, NDArray[np.float64]]:
+    """(ATTENTION, (M, K) attention of each model over a bag (K, d)), each summing to 1.
+
+    Where one of the models weighs no instance it is (CONTRIBUTION, what raised `output` by each of them), so that all
+    models speak of the same thing.
+    """
+    if output is None or all(model.returns_attention for model in models):
+        packed = PackedRows.of([rows])
+        return ATTENTION, np.stack([predict(model, packed, [0])[1][0].astype(np.float64) for model in models])
+    return CONTRIBUTION, np.stack([contributions(model, rows, output) for model in models])
+
+
+def _check_weighs(model: Aggregator, run: Run) -> None:
     """Raises InputError for a model that has no weights of its own for instances."""
     if not model.returns_attention:
         name = next(name for name, kind in AGGREGATORS.items() if type(model) is kind)
         weighing = ", ".join(each for each, kind in AGGREGATORS.items() if kind.returns_attention)
         raise InputError(
-            f"{run.path}: {name} weighs no instance, so there is no slice attention to show; its gradient maps can be "
-            f"had (gradcam, occlusion). Aggregators that weigh: {weighing}"
+            f"{run.path}: {name} weighs no instance, so there is no slice attention; name an endpoint's output for "
+            f"what each slice contributed. Aggregators that weigh: {weighing}"
         )
 
 
@@ -114,7 +141,7 @@ def _scans_of_bag(run: Run, bags: Bags, scan_id: str, digest: str) -> list[str]:
         return [scan_id]
     known = known_as(run, scan_id, digest)
     for name in run.predictions["scan_id"].unique().to_list():
-        ids = name.split(";")
+        ids = scans_of(name, set(run.folds["scan_id"].to_list()))
         if known == scan_id and scan_id in ids:
             return [str(each) for each in ids]
     patient = bags.row(scan_id).patient_id

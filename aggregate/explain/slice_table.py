@@ -7,10 +7,10 @@ slice                  index along Z, 0 the first, as in bag files
 window                 name of the window
 z_mm                   coordinate along the plane's slice axis (axial: feet to head)
 position_x_mm, y, z    LPS centre of the slice's first voxel
-attention              mean over models; the column sums to 1
-attention_sd           standard deviation over models (n - 1); empty for one model
+attention              mean over models; the column sums to 1. `contribution` where that is what is shown
+attention_sd           (`contribution_sd`) standard deviation over models (n - 1); empty for one model
 models                 how many models
-rank                   1 for the highest attention of the scan; equal values share the better rank
+rank                   1 for the highest of the scan; equal values share the better rank
 sop_instance_uid       of the DICOM image that the slice came from; empty for other formats
 frame                  number of the frame in it, counted from 1; empty for single-frame images
 =====================  ==============================================================================
@@ -60,14 +60,14 @@ def slice_table(attention: SliceAttention, scan: Scan | None = None) -> pl.DataF
             "window": [window.name for window in attention.windows] * slices,
             "z_mm": attention.z_mm[at],
             **{f"position_{axis}_mm": attention.position_mm[at, i] for i, axis in enumerate("xyz")},
-            "attention": attention.weights.ravel(),
-            "attention_sd": pl.Series(spread, dtype=pl.Float64),
+            attention.kind: attention.weights.ravel(),
+            f"{attention.kind}_sd": pl.Series(spread, dtype=pl.Float64),
             "models": np.full(len(at), models),
             "sop_instance_uid": pl.Series([uids[i] for i in at], dtype=pl.String),
             "frame": pl.Series([frames[i] for i in at], dtype=pl.Int64),
         }
     )
-    rank = pl.col("attention").rank("min", descending=True).cast(pl.Int64).alias("rank")
+    rank = pl.col(attention.kind).rank("min", descending=True).cast(pl.Int64).alias("rank")
     return table.with_columns(rank).select(*table.columns[:9], "rank", "sop_instance_uid", "frame")
 
 

@@ -1,8 +1,9 @@
 """Target: which of a run's answers an explanation is of, and which output of the models it is.
 
 A binary endpoint is explained by what speaks for its positive class, a multi-class one by what speaks for one class
-(the predicted one unless another is named), an ordinal one by what speaks for higher classes (its first output moves
-all of its cumulative logits), a quantity by what makes it larger, a survival time by what makes the event come earlier.
+(the predicted one unless another is named), an ordinal one by what speaks for its highest class, and so for higher
+classes altogether (one output moves all of its cumulative logits, and nothing of it speaks for another class), a
+quantity by what makes it larger, a survival time by what makes the event come earlier.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from clear.errors import InputError
 from clear.tables import some
 
 SPEAKS_FOR = {
-    "ordinal": "maps that follow a gradient show what speaks for higher classes",
+    "ordinal": "maps and contributions show what speaks for higher classes, whichever is predicted",
     "regression": "maps that follow a gradient show what makes the value larger",
     "survival": "the score is a log hazard; maps that follow a gradient show what makes the event come earlier",
 }
@@ -37,6 +38,11 @@ class Target:
     output: int
 
     @property
+    def has_maps(self) -> bool:
+        """Whether its output speaks for it: of the classes of an ordinal endpoint for the highest alone."""
+        return self.endpoint.kind != "ordinal" or self.class_name == self.endpoint.classes[-1]
+
+    @property
     def finding(self) -> str:
         """For people: the endpoint's name, with the class where the endpoint has more than two."""
         name = self.endpoint.name
@@ -44,7 +50,7 @@ class Target:
 
 
 def targets_of(endpoints: Sequence[Endpoint]) -> list[Target]:
-    """Every answer that can be explained: a row of predictions.csv each, in that order."""
+    """Every answer of a run: a row of predictions.csv each, in that order. Some have no maps of their own."""
     found, start = [], 0
     for endpoint in endpoints:
         for position, name in enumerate(endpoint.score_classes):
@@ -63,7 +69,8 @@ def choose_target(
 
     scores: (S,) of the scan, as `aggregate.targets.predicted` orders them. endpoint: by name; without it, of several
     the binary one of the highest score, else the first. class_name: of several classes, the one of the highest score
-    without it. Raises InputError for a name that is not there, and for the negative class of a binary endpoint.
+    without it, of ordered ones the highest class. Raises InputError for a name that is not there, for the negative
+    class of a binary endpoint and for a lower class of an ordinal one.
     """
     names = [each.name for each in endpoints]
     remarks = []
@@ -76,7 +83,7 @@ def choose_target(
         if len(names) > 1:
             why = "its score is the highest" if binary else "it is the first"
             remarks.append(f"of {len(names)} endpoints {endpoint} is explained: {why}. --endpoint names another")
-    own = [i for i, target in enumerate(targets) if target.endpoint.name == endpoint]
+    own = [i for i, target in enumerate(targets) if target.endpoint.name == endpoint and target.has_maps]
     classes = [targets[i].class_name for i in own]
     if class_name is None:
         chosen = own[int(np.argmax(scores[own]))] if np.isfinite(scores[own]).all() else own[0]

@@ -115,20 +115,21 @@ def attention_profile_figure(
     *,
     slices: Sequence[int] | None = None,
     title: str = "Attention along the scan",
+    quantity: str = "attention",
 ) -> Drawing:
     """Attention of each slice of one scan, a line a window.
 
     z_mm: (Z,) ascending. attention: (Z, W), summing to 1 over both. marked: rows whose slice is named.
-    slices: (Z,) index of each row's slice along the scan; None where every slice has a row.
+    slices: (Z,) index of each row's slice along the scan; None where every slice has a row. quantity: what is shown.
     Longer scans than 200 slices keep their peaks.
     """
     if not len(z_mm) or not np.isfinite(attention).all():
-        return missing_figure(title, "nothing to draw: no slice has attention")
+        return missing_figure(title, f"nothing to draw: no slice has {quantity}")
     names = [window.name if isinstance(window, Window) else window for window in windows]
     number = range(len(z_mm)) if slices is None else slices
     top = int(attention.sum(axis=1).argmax())
     said = f"{title}: {len(z_mm)} slices, windows {', '.join(names)}; most at slice {number[top]}, {z_mm[top]:.1f} mm"
-    note = f"dashed: even attention, 1 / {attention.size}"
+    note = f"dashed: even {quantity}, 1 / {attention.size}"
     legend = legend_height(len(names), note)
     figure = new_figure(shown(said, 400), height=TOP + 16 + 170 + BOTTOM + legend)
     axes = add_axes(figure, left=58, top=TOP + 16, bottom=BOTTOM + legend)
@@ -148,7 +149,7 @@ def attention_profile_figure(
             axes.axvline(z_mm[index], color=INK, alpha=0.5, linewidth=0.7, linestyle=(0, (1, 2)))
         text = str(number[first]) if first == last else f"{number[first]}–{number[last]}"
         write(axes, middle, 1.02, text, transform=across, ha="center", va="bottom", fontsize=SMALL - 0.5)
-    name_axes(axes, x="position along the scan (mm)", y="attention", title="")
+    name_axes(axes, x="position along the scan (mm)", y=quantity, title="")
     figure.text(8 / WIDTH, 1 - 16 / (figure.get_size_inches()[1] * 72), shown(title), **TITLE)
     add_legend(figure, handles, names, note=note)
     return figure

@@ -72,7 +72,8 @@ def test_a_scan_is_explained_into_the_run_folder(cohort: Path, capsys: pytest.Ca
     assert "by 1 model that did not train on it" in said
     assert "in-slice map: gradcam" in said
     files = {file.name for file in (cohort / "run" / "explain" / "s03").iterdir()}
-    assert files == {"attention.svg", "attention.png", "attention.csv", "montage.png", "saliency.nii.gz"}
+    written = {"attention.svg", "attention.png", "attention.csv", "montage.png", "saliency.nii.gz"}
+    assert files == {*written, "explanation.json"}
 
 
 def test_a_cohort_is_judged_with_its_sanity_checks(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,17 +38,21 @@ def test_the_table_of_the_embedded_cohort_marks_half_open_ranges_in_canonical_ax
     rows = ["P1,1.2.3,nodule,1,3,2,5,1,3,0,9", "P1,1.2.3,effusion,0,6,0,1,0,1,0,9"]
     boxes = read_boxes(table(tmp_path, "\n".join([",".join(BOX_COLUMNS), *rows])), SCANS)
     assert boxes.labels == ("effusion", "nodule")
-    assert boxes.scans_with("nodule") == {"1.2.3"}
+    assert boxes.scans_with(("nodule",)) == {"1.2.3"}
     expected = np.zeros((4, 5, 6), dtype=bool)
     expected[1:3, 2:5, 1:3] = True
-    assert (boxes.region("1.2.3", "nodule", volume()) == expected).all()
-    assert boxes.holds("1.2.3", "nodule", 4).tolist() == [False, True, True, False]
-    assert boxes.holds("1.2.3", "effusion", 4).tolist() == [True, False, False, False]
+    assert (boxes.region("1.2.3", ("nodule",), volume()) == expected).all()
+    assert boxes.holds("1.2.3", ("nodule",), 4).tolist() == [False, True, True, False]
+    assert boxes.holds("1.2.3", ("effusion",), 4).tolist() == [True, False, False, False]
+    both = ("effusion", "nodule")
+    assert boxes.holds("1.2.3", both, 4).tolist() == [True, True, True, False]
+    parts = [boxes.region("1.2.3", (label,), volume()) for label in both]
+    assert (boxes.region("1.2.3", both, volume()) == parts[0] | parts[1]).all()
 
 
 def test_several_boxes_of_a_label_are_one_region(tmp_path: Path) -> None:
     text = OWN + "1.2.3,0,0,1,1,0,a,canonical\n1.2.3,5,4,6,5,3,a,canonical\n1.2.3,0,0,6,5,2,b,canonical\n"
-    region = read_boxes(table(tmp_path, text), SCANS).region("1.2.3", "a", volume())
+    region = read_boxes(table(tmp_path, text), SCANS).region("1.2.3", ("a",), volume())
     assert np.argwhere(region).tolist() == [[0, 0, 0], [3, 4, 5]]
 
 
@@ -66,7 +70,7 @@ def test_a_pixel_is_marked_where_its_centre_lies_inside_and_at_least_one_is(
     x: tuple[float, float], columns: list[int]
 ) -> None:
     boxes = Boxes(Path("t.csv"), {"1.2.3": (Box(x, (0.0, 1.0), (0, 1)),)})
-    assert np.flatnonzero(boxes.region("1.2.3", "", volume())[0, 0]).tolist() == columns
+    assert np.flatnonzero(boxes.region("1.2.3", ("",), volume())[0, 0]).tolist() == columns
 
 
 def test_scans_are_named_by_id_by_series_by_file_or_by_the_only_last_part(tmp_path: Path) -> None:
@@ -112,6 +116,6 @@ def test_a_table_that_cannot_be_placed_is_refused_with_the_row_and_what_to_do(
 def test_a_box_outside_its_scan_is_refused(tmp_path: Path) -> None:
     boxes = read_boxes(table(tmp_path, OWN + "1.2.3,0,0,1,1,4,a,canonical\n1.2.3,6,0,9,1,0,b,canonical\n"), SCANS)
     with pytest.raises(InputError, match="a box in slices 4 to 4, but the scan has the slices 0 to 3"):
-        boxes.region("1.2.3", "a", volume())
+        boxes.region("1.2.3", ("a",), volume())
     with pytest.raises(InputError, match="outside its 6 columns and 5 rows"):
-        boxes.region("1.2.3", "b", volume())
+        boxes.region("1.2.3", ("b",), volume())

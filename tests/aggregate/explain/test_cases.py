@@ -17,7 +17,7 @@ from clear.errors import InputError
 NODULE = Endpoint("lung nodule", "binary", ("absent", "present"))
 SITE = Endpoint("site", "multiclass", ("Lung", "Liver", "Bone"))
 AGE = Endpoint("age", "regression")
-SCHEMA = ["scan_id", "patient_id", "endpoint", "class", "split", "y_true"]
+SCHEMA = ["scan_id", "patient_id", "endpoint", "class", "split", "y_true", "y_score"]
 
 
 class FakeBags(dict[str, Any]):
@@ -29,7 +29,8 @@ def run_of(
     endpoints: tuple[Endpoint, ...], rows: list[tuple[Any, ...]], folds: list[str], fitted: tuple[str, ...] = ()
 ) -> Any:
     """A run of one model; fitted: the patients that it was fitted on, each by one scan."""
-    predictions = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    whole = [row if len(row) == len(SCHEMA) else (*row, 0.5) for row in rows]
+    predictions = pl.DataFrame(whole, schema=SCHEMA, orient="row")
     table = [(0, 0, "test", None, scan) for scan in folds]
     table += [(0, 0, "train", patient, f"of {patient}") for patient in fitted]
     columns = {"repeat": pl.Int64, "fold": pl.Int64, "split": pl.String, "patient_id": pl.String, "scan_id": pl.String}
@@ -62,11 +63,11 @@ def test_a_label_belongs_to_the_binary_endpoint_or_the_class_of_its_name() -> No
     ]
     run = run_of((NODULE, SITE, AGE), rows, ["a", "b"])
     cases, remarks = find_cases(run, bags(a="P1", b="P2"), marks(a=["Lung_Nodule", "rib"], b=["liver"]))
-    assert [(each.target.finding, each.label, dict(each.patients)) for each in cases] == [
-        ("lung nodule", "Lung_Nodule", {"a": "P1"}),
-        ("site Liver", "liver", {"b": "P2"}),
+    assert [(each.target.finding, each.labels, dict(each.patients)) for each in cases] == [
+        ("lung nodule", ("Lung_Nodule",), {"a": "P1"}),
+        ("site Liver", ("liver",), {"b": "P2"}),
     ]
-    assert remarks == ["rib: marked, but not predicted by this run"]
+    assert remarks == ["rib: marked, but no answer of this run has maps that speak for it"]
 
 
 def test_marks_without_a_label_belong_to_the_only_binary_endpoint() -> None:
@@ -102,3 +103,48 @@ def test_a_run_without_classes_or_without_a_marked_positive_is_refused() -> None
     rows = [("a", "P1", "lung nodule", "present", "test", 0.0)]
     with pytest.raises(InputError, match="no scan that has a finding is both marked and scored"):
         find_cases(run_of((NODULE,), rows, ["a"]), bags(a="P1"), marks(a=["lung nodule"]))
+
+
+def test_labels_that_differ_in_spelling_are_one_finding() -> None:
+    rows = [(scan, scan.upper(), "lung nodule", "present", "test", 1.0) for scan in "ab"]
+    marked = marks(a=["Lung_Nodule", "lung nodule"], b=["lung-nodule"])
+    (case,), remarks = find_cases(run_of((NODULE,), rows, ["a", "b"]), bags(a="A", b="B"), marked)
+    assert sorted(case.labels) == ["Lung_Nodule", "lung nodule", "lung-nodule"]
+    assert dict(case.patients) == {"a": "A", "b": "B"}
+    assert remarks == []
+
+
+def test_a_scan_that_no_model_could_score_is_left_out_and_said() -> None:
+    rows = [
+        ("a", "A", "lung nodule", "present", "test", 1.0, None),
+        ("b", "B", "lung nodule", "present", "test", 1.0, 0.7),
+        ("c", "C", "lung nodule", "present", "test", 1.0, None),  # in one repeat, but scored in another
+        ("c", "C", "lung nodule", "present", "test", 1.0, 0.4),
+    ]
+    marked = marks(a=["lung nodule"], b=["lung nodule"], c=["lung nodule"])
+    (case,), remarks = find_cases(run_of((NODULE,), rows, ["a", "b", "c"]), bags(a="A", b="B", c="C"), marked)
+    assert set(case.patients) == {"b", "c"}
+    assert remarks == [
+        "lung nodule: 1 marked scans are left out: the models of their fold had nothing to learn it from"
+    ]
+
+
+def test_an_ordinal_endpoint_is_judged_for_its_highest_class_alone() -> None:
+    stage = Endpoint("stage", "ordinal", ("I", "II", "III"))
+    rows = [("a", "A", "stage", name, "test", float(name == "I")) for name in ("I", "II", "III")]
+    rows += [("b", "B", "stage", name, "test", float(name == "III")) for name in ("I", "II", "III")]
+    run, held = run_of((stage,), rows, ["a", "b"]), bags(a="A", b="B")
+    (case,), remarks = find_cases(run, held, marks(a=["I"], b=["III"]))
+    assert (case.target.class_name, dict(case.patients)) == ("III", {"b": "B"})
+    assert remarks == ["I: marked, but no answer of this run has maps that speak for it"]
+    with pytest.raises(InputError, match="marks I; the run runs/r predicts stage III"):
+        find_cases(run, held, marks(a=["I"]))
+
+
+def test_an_id_that_holds_a_semicolon_is_one_scan() -> None:
+    run = run_of((NODULE,), [("a;b", "P1", "lung nodule", "present", "test", 1.0)], ["a;b"])
+    marked = Boxes(Path("boxes.csv"), {"a;b": (Box((0, 1), (0, 1), (0, 1), "lung nodule"),)})
+    held = FakeBags({"a;b": SimpleNamespace(patient_id="P1", digest="d")})
+    (case,), remarks = find_cases(run, held, marked)
+    assert dict(case.patients) == {"a;b": "P1"}
+    assert remarks == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aggregate.explain.judge import ALONE, CENTRE, EVEN, RANDOM
 from aggregate.explain.judgement import Evaluation, judged_table
 from aggregate.explain.sanity import AGGREGATOR, CHECKS, ENCODER, LABELS
 from aggregate.intervals import patient_draws
+from clear.bags import Bags, write_bags
 from clear.errors import InputError
 
 OWN = "abmil"
@@ -124,6 +126,39 @@ def test_a_scan_that_is_not_the_one_that_was_encoded_is_left_out_with_its_reason
     assert any("scan05 is left out" in remark and "by id or by voxels" in remark for remark in found.remarks)
 
 
+@pytest.mark.parametrize("with_pixels", [True, False])
+def test_a_scan_whose_models_learnt_nothing_is_left_out_and_not_judged_as_if_they_had(
+    known: Any, tmp_path: Path, with_pixels: bool
+) -> None:
+    shutil.copytree(known.folder / "run", tmp_path / "run")
+    rows = pl.read_csv(tmp_path / "run" / "predictions.csv", infer_schema=False)
+    lost = set(rows.filter(pl.col("fold") == "0")["scan_id"]) & set(known.places)
+    none = pl.when(pl.col("fold") == "0").then(None).otherwise(pl.col("y_score"))
+    rows.with_columns(y_score=none).write_csv(tmp_path / "run" / "predictions.csv")
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    for fit in settings["fits"]:
+        fit["not_learnt"] = ["checks"] if fit["fold"] == 0 else []
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settings))
+    scans = known.scans if with_pixels else None
+    found = evaluate_explanations(
+        tmp_path / "run", bags=known.folder / "feats.h5", scans=scans, boxes=known.boxes, sanity=False, device="cpu"
+    )
+    assert lost
+    assert set(found.scans["scan_id"]) == set(known.places) - lost
+    assert any(f"{len(lost)} marked scans are left out: the models of their fold" in each for each in found.remarks)
+
+
+def test_the_record_names_the_bag_file_that_was_judged(known: Any, tmp_path: Path) -> None:
+    with Bags(known.folder / "feats.h5") as bags:
+        rows = [bags.row(scan) for scan in list(bags)[1:]]
+        write_bags(tmp_path / "other.h5", bags.header, rows, lambda row: bags[row.scan_id])
+    evaluate_explanations(
+        known.run, bags=tmp_path / "other.h5", boxes=known.boxes, sanity=False, out=tmp_path / "judged"
+    )
+    with Bags(tmp_path / "other.h5") as other:
+        assert json.loads((tmp_path / "judged" / "evaluation.json").read_text())["bags"] == other.digest
+
+
 def test_marks_that_do_not_fit_the_labels_are_counted_and_left_out(known: Any, tmp_path: Path) -> None:
     table = pl.read_csv(known.boxes)
     healthy = table.head(1).with_columns(scan_id=pl.lit("scan00"))
@@ -132,7 +167,7 @@ def test_marks_that_do_not_fit_the_labels_are_counted_and_left_out(known: Any, t
     found = evaluate_explanations(known.run, boxes=tmp_path / "boxes.csv", sanity=False)
     assert set(found.scans["scan_id"]) == set(known.places) - {"scan01"}
     remarks = "; ".join(found.remarks)
-    assert "stripes: marked, but not predicted by this run" in remarks
+    assert "stripes: marked, but no answer of this run has maps that speak for it" in remarks
     assert "checks: 1 marked scans are left out" in remarks
     assert "checks: 1 scans that have it have no mark" in remarks
 

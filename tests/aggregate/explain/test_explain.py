@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -17,7 +18,9 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from aggregate import train
 from aggregate.explain.explain import explain, safe_name
+from aggregate.explain.record_of_files import record_of_files
 from aggregate.explain.saliency import MAPS
 from aggregate.explain.target import targets_of
 from aggregate.run import Run
@@ -35,6 +38,38 @@ def test_the_most_attended_slice_and_the_brightest_place_are_the_lesions(known: 
         assert found.saliency is not None
         at = np.unravel_index(int(found.saliency.argmax()), found.saliency.shape)
         assert (at[0], at[1] // CELL, at[2] // CELL) == (z, row, column), scan
+
+
+def test_a_run_that_weighs_no_slice_is_explained_by_what_each_contributed(known: Any, tmp_path: Path) -> None:
+    run = train(
+        known.folder / "feats.h5",
+        labels=known.folder / "labels.csv",
+        target="checks",
+        patients=known.folder / "labels.csv",
+        aggregator="mean",
+        folds=3,
+        epochs=40,
+        batch=8,
+        lr=3e-3,
+        output=tmp_path / "run",
+        baselines=(),
+        device="cpu",
+        progress=False,
+    )
+    hits = 0
+    for scan, (z, row, column) in known.places.items():
+        found = explain(run, scan, scans=known.scans, outputs=(), device="cpu", class_name="1", endpoint="checks")
+        assert found.attention.kind == "contribution"
+        assert found.saliency is not None
+        at = np.unravel_index(int(found.saliency.argmax()), found.saliency.shape)
+        hits += (at[0], at[1] // CELL, at[2] // CELL) == (z, row, column)
+    assert hits >= 4  # of 12; a place drawn at random is the lesion's once in 96 times
+    written = explain(run, "scan03", out=tmp_path / "out")
+    table = pl.read_csv(tmp_path / "out" / "attention.csv")
+    assert table["contribution"].sum() == pytest.approx(1)
+    assert "attention" not in table.columns
+    assert "slices of highest contribution, of 6: " in written.summary()
+    assert any(remark.startswith("mean weighs no slice: in place of attention") for remark in written.remarks)
 
 
 def test_an_explanation_is_of_the_models_that_did_not_train_on_the_scan(known: Any) -> None:
@@ -94,8 +129,17 @@ def test_everything_that_is_asked_for_is_written_and_nothing_else(known: Any, tm
     outputs = ("png", "csv", "nifti", "animation")
     found = explain(known.run, "scan03", scans=known.scans, out=tmp_path / "out", outputs=outputs, device="cpu")
     names = {"attention.svg", "attention.png", "attention.csv", "montage.png", "saliency.nii.gz", "stack.webp"}
-    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {*names, "explanation.json"}
     assert {file.name for file in found.files} == names
+    record = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert set(record["files"]) == names
+    said = {"scan_id": "scan03", "endpoint": "checks", "class": "1", "map": "gradcam", "slices": "attention"}
+    assert record | said == record
+    assert record["score"] == found.score
+    assert record["models"] == [list(pair) for pair in found.attention.pairs]
+    with Bags(known.folder / "feats.h5") as bags:
+        assert record["source_digest"] == bags.row("scan03").digest
+        assert record["bags"] == bags.digest
     table = pl.read_csv(tmp_path / "out" / "attention.csv")
     assert table["attention"].to_list() == pytest.approx(found.attention.weights.ravel().tolist())
     with Image.open(tmp_path / "out" / "montage.png") as picture:
@@ -111,6 +155,63 @@ def test_the_run_folder_holds_explanations_by_default(known: Any, tmp_path: Path
     shutil.copytree(known.folder / "run", tmp_path / "run")
     found = explain(tmp_path / "run", "scan03", outputs=("csv",))
     assert found.files == (tmp_path / "run" / "explain" / "scan03" / "attention.csv",)
+
+
+def test_files_of_another_explanation_do_not_stay_beside_this_one(known: Any, tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    outputs = ("csv", "nifti")
+    explain(known.run, "scan01", scans=known.scans, out=place, outputs=outputs, device="cpu")
+    (place / "notes.txt").write_text("my own")
+    found = explain(known.run, "scan03", out=place, outputs=("csv",))
+    assert {file.name for file in place.iterdir()} == {"attention.csv", "explanation.json", "notes.txt"}
+    assert json.loads((place / "explanation.json").read_text())["scan_id"] == "scan03"
+    assert found.files == (place / "attention.csv",)
+
+
+def test_while_files_are_written_there_is_no_record_of_them(tmp_path: Path) -> None:
+    with record_of_files(tmp_path, {"scan_id": "a"}) as files:
+        (tmp_path / "a.csv").write_text("1")
+        files.append(tmp_path / "a.csv")
+
+    def fails() -> None:
+        with record_of_files(tmp_path, {"scan_id": "b"}):
+            assert not (tmp_path / "explanation.json").exists()
+            raise InputError("the second stops")
+
+    with pytest.raises(InputError, match="the second stops"):
+        fails()
+    assert {file.name for file in tmp_path.iterdir()} == {"a.csv"}
+
+
+def test_a_run_of_several_answers_has_a_folder_for_each(known: Any, tmp_path: Path) -> None:
+    labels = pl.read_csv(known.folder / "labels.csv").with_columns(other=pl.Series([0, 1] * 12).shuffle(seed=1))
+    labels.write_csv(tmp_path / "labels.csv")
+    (tmp_path / "two.yaml").write_text("name: two\nendpoints:\n  - {name: checks}\n  - {name: other}\n")
+    run = train(
+        known.folder / "feats.h5",
+        labels=tmp_path / "labels.csv",
+        task=str(tmp_path / "two.yaml"),
+        patients=tmp_path / "labels.csv",
+        folds=2,
+        epochs=1,
+        output=tmp_path / "run",
+        baselines=(),
+        device="cpu",
+        progress=False,
+    )
+    places = {explain(run, "scan03", endpoint=name, outputs=("csv",)).files[0].parent for name in ("checks", "other")}
+    assert places == {tmp_path / "run" / "explain" / "scan03" / name for name in ("checks", "other")}
+
+
+def test_a_bag_file_that_moved_with_its_run_is_found(
+    known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(known.folder / "run", tmp_path / "study" / "run")
+    shutil.copy(known.folder / "feats.h5", tmp_path / "study" / "feats.h5")
+    run = Run(tmp_path / "study" / "run")
+    run.settings["bags"]["path"] = "elsewhere/feats.h5"
+    assert explain(run, "scan03", outputs=()).scan_id == "scan03"
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "..", "", "<img src=x>", "x" * 300, "é"])
@@ -231,7 +332,7 @@ def test_a_map_of_zeros_leaves_the_segmentation_out_and_writes_the_rest(
     outputs = ("png", "csv", "dicom", "segmentation")
     found = explain(known.run, "scan03", scans=scans, out=tmp_path / "out", outputs=outputs, device="cpu")
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        *("attention.svg", "attention.png", "attention.csv", "montage.png", "parametric-map.dcm")
+        *("attention.svg", "attention.png", "attention.csv", "montage.png", "parametric-map.dcm", "explanation.json")
     }
     assert "segmentation.dcm is not written: the saliency is 0 everywhere" in found.remarks
 

@@ -81,9 +81,22 @@ def test_files_of_other_programs_mark_what_they_mark_there(tmp_path: Path) -> No
     sitk.WriteImage(image, str(tmp_path / "P1.nrrd"))
     masks = find_masks(tmp_path, frozenset({"P1", "P2"}))
     assert masks.labels == ("", "nodule")
-    assert masks.scans_with("nodule") == {"P1"}
+    assert masks.scans_with(("nodule",)) == {"P1"}
     for label in masks.labels:
-        assert (masks.region("P1", label, own) == marked()).all(), label
+        assert (masks.region("P1", (label,), own) == marked()).all(), label
+
+
+def test_masks_of_two_spellings_are_one_region(tmp_path: Path) -> None:
+    own = volume()
+    ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ own.affine
+    other = np.zeros_like(marked())
+    other[0, 0, 0] = True
+    for label, mask in (("nodule", marked()), ("Nodule", other)):
+        (tmp_path / label).mkdir()
+        nib.save(nib.Nifti1Image(mask.transpose(2, 1, 0).astype(np.uint8), ras), tmp_path / label / "P1.nii.gz")
+    masks = find_masks(tmp_path, frozenset({"P1"}))
+    assert not (marked() & other).any()
+    assert (masks.region("P1", ("Nodule", "nodule"), own) == marked() | other).all()
 
 
 def test_what_marks_nothing_is_refused(tmp_path: Path) -> None:
@@ -95,7 +108,7 @@ def test_what_marks_nothing_is_refused(tmp_path: Path) -> None:
     masks = find_masks(tmp_path, frozenset({"P1", "P2"}))
     for scan in ("P1", "P2"):
         with pytest.raises(InputError, match=f"marks nothing inside the scan {scan}"):
-            masks.region(scan, "", own)
+            masks.region(scan, ("",), own)
 
 
 def test_masks_of_other_scans_are_told_and_a_folder_without_any_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from aggregate import Run, train
+from aggregate.explain.contribution import contributions
 from aggregate.explain.slice_attention import slice_attention
 from aggregate.run import fold_name
 from clear.bags import Bag, BagHeader, Bags, write_bags
@@ -110,12 +111,19 @@ def test_scans_pooled_into_one_bag_share_its_attention(make_bags, planted, tmp_p
 
 
 @pytest.mark.parametrize("aggregator", ["mean", "linear"])
-def test_an_aggregator_that_weighs_nothing_is_refused(
+def test_an_aggregator_that_weighs_nothing_has_contributions_to_an_output_and_is_refused_without(
     aggregator: str, cohort: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run = trained(cohort, tmp_path / "run", aggregator=aggregator)
-    with pytest.raises(InputError, match=f"{aggregator} weighs no instance.*gradient maps"):
+    with pytest.raises(InputError, match=f"{aggregator} weighs no instance.*name an endpoint's output"):
         slice_attention(run, cohort[0], "scan000")
+    found = slice_attention(run, cohort[0], "scan000", output=0)
+    assert found.kind == "contribution"
+    assert found.weights.sum() == pytest.approx(1)
+    with Bags(cohort[0]) as bags:
+        rows = np.asarray(bags["scan000"].features)
+    expected = contributions(run.model(*found.pairs[0]), rows, 0)
+    np.testing.assert_allclose(found.weights.ravel(), expected, atol=1e-6)
 
 
 def rewritten(path: Path, out: Path, **changes: object) -> Path:

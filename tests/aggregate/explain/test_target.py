@@ -75,6 +75,17 @@ def test_what_a_map_of_a_rank_a_quantity_or_a_time_shows_is_said(endpoint: str, 
     assert word in choose_target(EVERY, SCORES, endpoint)[2][0]
 
 
+def test_of_ordered_classes_the_highest_is_explained_whichever_is_predicted() -> None:
+    scores = np.array([0.7, 0.2, 0.1])
+    target, score, remarks = choose_target((STAGE,), scores)
+    assert (target.class_name, score) == ("III", 0.1)
+    assert remarks == ["maps and contributions show what speaks for higher classes, whichever is predicted"]
+    assert choose_target((STAGE,), scores, "stage", "III")[0] == target
+    with pytest.raises(InputError, match=r"--class I: maps of stage \(ordinal\) speak for III"):
+        choose_target((STAGE,), scores, "stage", "I")
+    assert [each.has_maps for each in targets_of((STAGE, SITE))] == [False, False, True, True, True, True]
+
+
 @pytest.mark.parametrize(
     ("endpoint", "class_name", "said"),
     [

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from aggregate.scored import ENSEMBLE, FOLD_MEAN, POOLED
 from aggregate.summary import METRIC_NAMES, endpoint_name
-from clear.errors import InputError
+from clear.errors import ClearError, InputError
 from clear.notebook import card
 
 if TYPE_CHECKING:
     from aggregate.run import Run
 
 _ROWS = 12  # figures of a run
+_PARTS = ("task", "endpoints", "cohort", "aggregator", "fits", "bags", "windows", "remarks")  # of run.json
 
 
 def run_card(run: Run) -> str:
-    """HTML of what was asked, of whom, with which models, and the first figures with their intervals."""
+    """HTML of what was asked, of whom, with which models, and the first figures with their intervals.
+
+    Of a damaged record what is there.
+    """
     settings = run.settings
-    cohort, bags = settings["cohort"], settings["bags"]
-    facts = [
-        ("task", settings["task"]["name"]),
-        ("endpoints", ", ".join(f"{endpoint.name} ({endpoint.kind})" for endpoint in run.endpoints)),
-        ("cohort", f"{cohort['bags']} bags of {cohort['patients']} patients, from {cohort['scans_used']} scans"),
-        ("models", f"{settings['aggregator']}, {len(run.pairs)} fits, protocol {settings.get('protocol', 'cv')}"),
-        ("encoder", f"{bags['encoder']} ({bags['trained_on']})"),
-        ("windows", ", ".join(window.name for window in run.windows)),
-    ]
-    notes = [str(remark) for remark in settings["remarks"]]
+    texts: dict[str, Callable[[], str]] = {
+        "task": lambda: settings["task"]["name"],
+        "endpoints": lambda: ", ".join(f"{endpoint.name} ({endpoint.kind})" for endpoint in run.endpoints),
+        "cohort": lambda: "{bags} bags of {patients} patients, from {scans_used} scans".format(**settings["cohort"]),
+        "models": lambda: f"{settings['aggregator']}, {len(run.pairs)} fits, protocol {settings.get('protocol', 'cv')}",
+        "encoder": lambda: "{encoder} ({trained_on})".format(**settings["bags"]),
+        "windows": lambda: ", ".join(window.name for window in run.windows),
+    }
+    known = {name: _known(text) for name, text in texts.items()}
+    facts = list(known.items())
+    remarks, lacking = settings.get("remarks"), [name for name in _PARTS if settings.get(name) is None]
+    notes = [f"run.json lacks {', '.join(lacking)}"] if lacking else []
+    notes += [str(remark) for remark in remarks] if isinstance(remarks, list) else []
+    kinds = {endpoint.name: endpoint.kind for endpoint in run.endpoints} if known["endpoints"] else {}
     try:
         metrics = _chosen(run.metrics)
     except InputError as error:
         return card(f"Run {run.path}", facts, notes=[str(error), *notes])
-    kinds = {endpoint.name: endpoint.kind for endpoint in run.endpoints}
     rows = [
         (
             endpoint_name(kinds, row["endpoint"], row["class"] or ""),
@@ -50,6 +58,14 @@ def run_card(run: Run) -> str:
     return card(
         f"Run {run.path}", facts, header=("endpoint", "metric", "value", "95 % CI", "n"), rows=rows, notes=notes
     )
+
+
+def _known(text: Callable[[], str]) -> str:
+    """The text, or "" where the record does not have what it is made of."""
+    try:
+        return str(text())
+    except (KeyError, TypeError, ValueError, AttributeError, ClearError):
+        return ""
 
 
 def _chosen(metrics: pl.DataFrame) -> pl.DataFrame:

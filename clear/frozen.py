@@ -203,6 +203,32 @@ class Encoder:
             embeddings: torch.Tensor = self.network.embed_map(feature_map)
         return embeddings.float()
 
+    def through_inner_map(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(embeddings (N, d) float32, map (N, S / 8, S / 8, d')): an inner map of the network, with a gradient between.
+
+        The map is a leaf of the graph that ends in the embeddings; nothing before it is recorded.
+        Raises InputError where no stage of the network has a map of this grid, as in vision transformers.
+        """
+        stage = getattr(self.network, "inner_stage", None)
+        if stage is None:
+            raise InputError(
+                f"encoder {self.name} has no inner map of a cell for 8 pixels; use attention, gradcam or occlusion"
+            )
+        maps: list[torch.Tensor] = []
+
+        def cut(_: torch.nn.Module, __: Any, features: torch.Tensor) -> torch.Tensor:
+            last = self.network.inner_channels_last
+            maps.append((features if last else features.permute(0, 2, 3, 1)).detach().requires_grad_(True))
+            return maps[0] if last else maps[0].permute(0, 3, 1, 2)
+
+        handle = stage.register_forward_hook(cut)
+        try:
+            with self._precision():
+                embeddings: torch.Tensor = self.network(x)
+        finally:
+            handle.remove()
+        return embeddings.float(), maps[0]
+
     def last_attention(self, x: torch.Tensor) -> torch.Tensor:
         """(N, heads, T, T) attention of the last block, float32; the first `prefix_tokens` of T are no patches.
 

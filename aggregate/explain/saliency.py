@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from aggregate.aggregators import Aggregator
 from aggregate.explain.class_attention import attention_gradient, class_token_attention
 from aggregate.explain.field import Field
-from aggregate.explain.gradcam import gradcam, gradcam_plus_plus
+from aggregate.explain.gradcam import gradcam, gradcam_plus_plus, hirescam
 from aggregate.explain.instances import check_slices
 from aggregate.explain.occlusion import occlusion
 from clear.card import EncoderCard
@@ -59,6 +59,7 @@ MAPS: Mapping[str, MakeMap] = MappingProxyType(
         "attention-gradient": attention_gradient,
         "gradcam": gradcam,
         "gradcam++": gradcam_plus_plus,
+        "hirescam": hirescam,
         "occlusion": occlusion,
     }
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregate.predictions import scans_of
 from aggregate.report.material import Gap, Material
 from clear.bags import Bags
 from clear.errors import InputError
@@ -19,6 +20,7 @@ from clear.volume import CANONICAL_AXES
 from clear.windows import Window
 
 Floats = NDArray[np.float64]
+_WEIGHS_NONE = "weighs no instance"  # `Run.attention` of an aggregator
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def attention_of(material: Material) -> AttentionOfRun | None:
             refused = refused or "run.json does not say which fold a model is of"
             continue
         except InputError as error:
-            refused = refused or str(error)
+            refused = refused or (_WEIGHS_NONE if _WEIGHS_NONE in str(error) else "attention.h5 is missing or damaged")
             continue
         if len(weights) != len(total):
             refused = f"attention.h5 has {len(weights)} rows and the bag file {len(total)}"
@@ -138,11 +140,6 @@ def attention_of(material: Material) -> AttentionOfRun | None:
         )
         return None
     return AttentionOfRun(material.bags, np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0))
-
-
-def scans_of(name: str, known: object) -> list[str]:
-    """The scans of a bag that predictions call `name`: itself, or several joined by `;`."""
-    return [name] if name in known else name.split(";")  # type: ignore[operator]
 
 
 def top_slices(attended: tuple[Attended, ...], n: int) -> Iterator[tuple[Attended, int, int, float]]:
@@ -163,11 +160,10 @@ def _scaled(one: Attended, total: float) -> Attended:
 
 
 def _no_attention(material: Material, refused: str, some: bool) -> str:
-    if "weighs no instance" in refused:
+    if refused == _WEIGHS_NONE:
         name = material.settings.get("aggregator", "of the run")
         if some:
             return "Some folds chose an aggregator that weighs no instance; attention is that of the other folds."
         return f"The aggregator {name} weighs no instance, so there is no attention to show and no slice stands out."
-    what = "attention.h5 is missing or damaged" if "missing or damaged" in refused else refused
     lost = "part of the attention is" if some else "attention and the most attended slices are"
-    return f"{what}, so {lost} not shown."
+    return f"{refused}, so {lost} not shown."

@@ -75,7 +75,8 @@ def profile_svg(attended: tuple[Attended, ...], marked: int, mark: str) -> list[
         slices, z_mm, _ = one.by_slice()
         windows, table = one.by_window()
         places = [int(np.searchsorted(slices, slice)) for scan, slice in top if scan == one.scan]
-        drawn.append(svg(attention_profile_figure(z_mm, table, windows, places), name=f"{mark}-p{number}"))
+        figure = attention_profile_figure(z_mm, table, windows, places, slices=slices.tolist())
+        drawn.append(svg(figure, name=f"{mark}-p{number}"))
     return drawn
 
 

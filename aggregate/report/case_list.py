@@ -77,9 +77,9 @@ def case_list(
 
     Raises InputError where `scans` has no scans.
     """
-    if material.predictions is None:
+    if material.complete is None:
         return CaseList((), 0, 0, ())
-    found = cases(material.scored_scans, material.predictions)
+    found = cases(material.scored_scans, material.complete)
     listed = found[: ROWS // runs]
     of_scan: dict[str, list[Case]] = {}
     for case in found:

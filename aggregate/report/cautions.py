@@ -16,8 +16,8 @@ from aggregate.report.results import (
     CHANCE,
     LESS_IS_BETTER,
     ResultRow,
+    beside_chance,
     fold_values,
-    includes_chance,
     main_rows,
     row_name,
 )
@@ -73,18 +73,20 @@ def _seen(material: Material) -> Iterator[Caution]:
 
 
 def _chance(material: Material, rows: list[ResultRow]) -> Iterator[Caution]:
-    """Of each metric that has a value of guessing, the endpoints whose interval includes it."""
-    of_metric: dict[str, list[ResultRow]] = {}
+    """Of each metric that has a value of guessing, the endpoints whose interval includes it or lies below it."""
+    found: dict[tuple[str, bool], list[ResultRow]] = {}
     for row in main_rows(material, rows):
-        if includes_chance(row):
-            of_metric.setdefault(row.metric, []).append(row)
-    for metric, here in of_metric.items():
+        lies = beside_chance(row)
+        if lies in ("below", "at"):
+            found.setdefault((row.metric, lies == "below"), []).append(row)
+    for (metric, below), here in found.items():
         listed = _some([f"{row_name(material, row)} ({_interval(row)})" for row in here])
-        yield Caution(
-            "grave",
-            "chance",
-            f"The interval of {METRIC_NAMES[metric]} includes {CHANCE[metric]:g}, what guessing gives: {listed}.",
-        )
+        does = "lies wholly below" if below else "includes"
+        text = f"The interval of {METRIC_NAMES[metric]} {does} {CHANCE[metric]:g}, what guessing gives: {listed}."
+        if below:
+            text += " Worse than guessing"
+            text += "." if metric == "r2" else ": are labels or scores inverted?"
+        yield Caution("grave", "worse than guessing" if below else "chance", text)
 
 
 def _baselines(material: Material, rows: list[ResultRow]) -> Iterator[Caution]:
@@ -103,7 +105,7 @@ def _baselines(material: Material, rows: list[ResultRow]) -> Iterator[Caution]:
             told = f"{row_name(material, main)}: {row.source} {row.best.value:.2f}, model {best.value:.2f}"
             if sign * row.best.value >= sign * best.value:
                 better.append(told)
-            elif limit is not None and sign * row.best.value > sign * limit and not includes_chance(main):
+            elif limit is not None and sign * row.best.value > sign * limit and beside_chance(main) in (None, "above"):
                 within.append(told)
     if better:
         yield Caution(

@@ -14,7 +14,7 @@ from typing import Any
 
 from aggregate.report.material import Gap, Material
 
-_SHOWN = 6  # reasons of a step
+_SHOWN = 6  # reasons of a step; the rest is counted by status
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,12 @@ def _found(material: Material) -> list[Step]:
         )
         return []
     done = sum(count for (status, _), count in states.items() if status == "done")
-    lost = [(count, f"{status}: {reason}") for (status, reason), count in states.items() if status != "done"]
-    lost.sort(reverse=True)
-    if len(lost) > _SHOWN:
-        lost = [*lost[: _SHOWN - 1], (sum(count for count, _ in lost[_SHOWN - 1 :]), "for other reasons")]
+    counts = sorted(((count, *state) for state, count in states.items() if state[0] != "done"), reverse=True)
+    lost = [(count, f"{status}: {reason}") for count, status, reason in counts[:_SHOWN]]
+    others: Counter[str] = Counter()
+    for count, status, _ in counts[_SHOWN:]:
+        others[status] += count
+    lost += [(count, f"{status}: other reasons") for status, count in others.most_common()]
     return [Step("series found", sum(states.values())), Step("encoded", done, tuple(lost))]
 
 
@@ -82,7 +84,7 @@ def _states(path: Path) -> Counter[tuple[str, str]] | None:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                states[row["status"], (row["reason"] or "").replace("_", " ")] += 1
+                states[row["status"] or "", (row["reason"] or "").replace("_", " ")] += 1
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
     return states or None

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import chi2_contingency
 
-from aggregate.report.attended import scans_of
+from aggregate.predictions import scans_of
 from aggregate.report.material import Material
 from aggregate.scored import Scored
 

@@ -2,7 +2,7 @@
 
 A pseudonym is a hash keyed with random bytes that are thrown away with the page, so that nobody can test a guess
 against it; inside one page the same id always has the same one. Sentences of the run may name ids too: they lose them,
-and their folders with them. Of caught errors nothing but a fixed sentence stays: what they quote can be anything.
+and their folders with them. Of caught errors the page quotes nothing: what they say can be anything.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ _LISTS = (  # the remarks of a run that end in a list of ids; what stands before
     re.compile(r"^(?P<kept>.*\d+ of \d+ scans have no label row): .+$", re.DOTALL),
     re.compile(r"^(?P<kept>--join \w+: \d+ follow-ups .+?): .+$", re.DOTALL),
     re.compile(r"^(?P<kept>.*\d+ \w+ are not among the labelled ones): .+$", re.DOTALL),
-    re.compile(r"^(?P<kept>.+? and .+? cannot be compared): .+$", re.DOTALL),
 )
-_SCORES = re.compile(r"^.+; (so nothing is shown that comes of the scores\.)$", re.DOTALL)  # an error stands before it
-_LABELS = re.compile(r"\d+ patients have scans with different labels, first ")
 _UID = r"(?<![\d.])(?=[\d.]{16})\d+(?:\.\d+){2,}"
 _NAMED = re.compile(r"(?:\b(?:patient|scan|study|series|case|subject|id|uid|\w+_id|\w+_uid)s?[ :=]+|['\"\[(<])$", re.I)
 _COUNTED = re.compile(  # what stands after a number that is a count
@@ -87,9 +84,6 @@ class Ids:
         for identity in known:
             if identity and identity not in self._known:
                 self._known[identity] = _forms(identity)
-        text = _SCORES.sub(r"The scores contradict themselves, \1", text)
-        if _LABELS.search(text):
-            text = "Patients have scans with different labels, so their scores cannot be averaged."
         for pattern in _LISTS:
             if match := pattern.match(text):
                 text = match["kept"]

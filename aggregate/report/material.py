@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from aggregate.predictions import average_scans
+from aggregate.predictions import average_scans, scans_of
 from aggregate.run import Run
 from aggregate.scored import ENSEMBLE, FOLD_MEAN, NEVER_POOLED, POOLED, Scored, figures, numbered_patients, read_scored
 from clear.bags import Bags
@@ -122,15 +122,31 @@ class Material:
         return self._table("baselines", "what models without images reach")
 
     @cached_property
-    def judged(self) -> pl.DataFrame | None:
-        """The predictions that the run was judged by: of each scan, or averaged by patient."""
-        if self.predictions is None or self.settings.get("several") != "average":
-            return self.predictions
-        try:
-            return average_scans(self.predictions)
-        except InputError as error:
-            self.gaps.append(Gap("scores by patient", str(error)))
+    def complete(self) -> pl.DataFrame | None:
+        """The predictions without the bags to which a model gave some of an endpoint's class scores and not all."""
+        if self.predictions is None:
             return None
+        classes = {each.name: len(each.score_classes) for each in self.endpoints}
+        needed = pl.col("endpoint").replace_strict(classes, default=1, return_dtype=pl.Int64)
+        scores = pl.col("y_score").is_finite().sum().over("scan_id", "endpoint", "repeat", "fold", "split")
+        return self.predictions.filter((scores == 0) | (scores >= needed))
+
+    @cached_property
+    def judged(self) -> pl.DataFrame | None:
+        """The complete predictions that the run was judged by: of each scan, or averaged by patient."""
+        if self.complete is None or self.settings.get("several") != "average":
+            return self.complete
+        try:
+            return average_scans(self.complete)
+        except InputError:
+            why = "Patients have scans with different labels, so their scores cannot be averaged."
+            self.gaps.append(Gap("scores by patient", why))
+            return None
+
+    @property
+    def unit(self) -> str:
+        """What the run was judged by: scans, patients whose scans' scores were averaged, or bags of pooled scans."""
+        return {"average": "patients", "pool": "bags"}.get(str(self.settings.get("several")), "scans")
 
     @cached_property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -148,7 +164,7 @@ class Material:
     @cached_property
     def scored_scans(self) -> dict[str, Scored]:
         """As `scored`, of single bags also where the run was judged by patient."""
-        return self.scored if self.judged is self.predictions else self._scored(self.predictions)
+        return self.scored if self.judged is self.complete else self._scored(self.complete)
 
     @cached_property
     def ids(self) -> set[str]:
@@ -208,6 +224,11 @@ class Material:
         """Scans that folds.csv has tested and predictions.csv does not have, or the other way round."""
         if self.folds is None or self.predictions is None:
             return
+        known = set(self.folds["scan_id"])
+        names = self.predictions["scan_id"].drop_nulls().unique()
+        pairs = [(name, scan) for name in names for scan in scans_of(name, known)]
+        scans_of_bags = pl.DataFrame(pairs, schema={"bag": pl.String, "scan_id": pl.String}, orient="row")
+        by_scan = self.predictions.rename({"scan_id": "bag"}).join(scans_of_bags, on="bag", how="left")
         keys = ["repeat", "fold", "scan_id"]
         tested = self.folds.filter(pl.col("split") == "test").select(keys)
         named = [(each.name, name) for each in self.endpoints for name in each.score_classes]
@@ -215,7 +236,7 @@ class Material:
         keys = [*keys, "endpoint", "class"]
         try:
             expected = tested.join(scores, how="cross").select(keys)
-            have = self.predictions.filter(pl.col("split") == "test").select(keys)
+            have = by_scan.filter(pl.col("split") == "test").select(keys)
             lacking = expected.join(have, on=keys, how="anti", nulls_equal=True)
             surplus = have.join(expected, on=keys, how="anti", nulls_equal=True)
         except pl.exceptions.PolarsError:
@@ -258,8 +279,8 @@ class Material:
             if other:
                 yield Gap(
                     "metrics.csv",
-                    f"{name}: its figures are over {', '.join(map(str, other))} scans, predictions.csv scores "
-                    f"{len(scored)}: figures and curves are not of the same scans.",
+                    f"{name}: its figures are over {', '.join(map(str, other))} {self.unit}, predictions.csv scores "
+                    f"{len(scored)}: figures and curves are not of the same {self.unit}.",
                 )
 
     def _epochs(self) -> Iterator[Gap]:
@@ -268,7 +289,7 @@ class Material:
             return
         for name in ("epoch", "train_loss", "inner_loss"):
             cells = self.history[name]
-            lost = cells.cast(pl.Float64, strict=False).is_null().sum() - cells.is_null().sum()
+            lost = cells.cast(pl.Float64, strict=False).null_count() - cells.null_count()
             if lost:
                 yield Gap(
                     "history.csv",
@@ -308,8 +329,12 @@ class Material:
         patients = numbered_patients(predictions.filter(pl.col("split") == "test"))
         try:
             return read_scored(predictions, self.endpoints, patients)
-        except InputError as error:
-            self.gaps.append(Gap("predictions.csv", f"{error}; so nothing is shown that comes of the scores."))
+        except InputError:
+            why = (
+                "The scores contradict themselves: a bag has two rows of a class for one model, two labels or two "
+                "patients, or a class that its endpoint has not; so nothing is shown that comes of the scores."
+            )
+            self.gaps.append(Gap("predictions.csv", why))
             return {}
 
     def _table(self, name: str, brings: str) -> pl.DataFrame | None:

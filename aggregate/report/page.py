@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from aggregate.report.attention_summary import AttentionPanel, attention_panels,
 from aggregate.report.case_list import CaseList, case_list
 from aggregate.report.cautions import Caution, cautions, remarks
 from aggregate.report.cohort_flow import Step, cohort_flow
-from aggregate.report.comparison import Pair, compared, verdict
+from aggregate.report.comparison import compared, verdict
 from aggregate.report.confounders import scan_table_summary
 from aggregate.report.facts import Asked, asked, encoder_facts, protocol, question_facts, training_facts
 from aggregate.report.ids import Ids
@@ -42,6 +44,7 @@ class RunView:
     name: str
     title: str
     subtitle: str
+    unit: str
     headline: str
     beside: str
     tiles: tuple[tuple[str, str, str], ...]
@@ -79,7 +82,6 @@ def render(
     several = len(materials) > 1
     views = [_view(each, f"r{i}", ids, scans, len(materials)) for i, each in enumerate(materials, start=1)]
     pairs = compared(list(materials)) if several else []
-    pairs = [_without_ids(pair, materials, ids) for pair in pairs]
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
@@ -88,6 +90,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.policies["json.dumps_function"] = _cells
     environment.filters |= {"svg": Markup, "metric": lambda name: METRIC_NAMES.get(name, name), "verdict": verdict}
     return environment.get_template("report.html.j2").render(
         views=views,
@@ -120,6 +123,7 @@ def _view(material: Material, mark: str, ids: Ids, scans: Path | str | None, run
         name=material.name,
         title=str(material.part("task").get("name", "") or material.name),
         subtitle=_subtitle(material),
+        unit=material.unit,
         headline=headline(material, rows),
         beside=beside(rows, main[0]) if main else "",
         tiles=tuple(_tiles(material, main)),
@@ -169,7 +173,9 @@ def _tiles(material: Material, main: list[ResultRow]) -> list[tuple[str, str, st
         tiles.append((f"{cohort.get('patients', 0)}", "patients", ""))
     if main and main[0].n_positive is not None and main[0].n:
         what = "events" if main[0].metric == "c_index" else "positive"
-        tiles.append((f"{main[0].n_positive}", what, f"{100 * main[0].n_positive / main[0].n:.0f} % of scans"))
+        tiles.append(
+            (f"{main[0].n_positive}", what, f"{100 * main[0].n_positive / main[0].n:.0f} % of {material.unit}")
+        )
     if material.fits:
         tiles.append((f"{len(material.fits)}", "models" if len(material.fits) > 1 else "model", ""))
     return tiles
@@ -198,8 +204,7 @@ def _fold_rows(material: Material, settings: dict[str, Any]) -> list[dict[str, A
     return rows
 
 
-def _without_ids(pair: Pair, materials: Sequence[Material], ids: Ids) -> Pair:
-    if not pair.missing or ids.show:
-        return pair
-    known = set().union(*(each.ids for each in materials))
-    return Pair(**{**pair.__dict__, "missing": ids.sentence(pair.missing, known)})
+def _cells(values: Sequence[Any], **options: Any) -> str:
+    """Cells of a table as JSON: it has no NaN, and a script that meets one stops."""
+    known = [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
+    return json.dumps(known, **options)

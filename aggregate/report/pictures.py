@@ -1,9 +1,9 @@
 """Pictures of the slices that a page shows: from the scans themselves, or from thumbnails kept by extraction.
 
 A scan is matched by its id or series and counts only when the digest of its voxels is the one that was extracted. For
-scans that are not there by name, those of the same geometry are read once, until all digests are found. Else only scans
-that are shown are read (`clear.picture_reader`), of each nothing but its pictures is kept, and all of these together
-stay within a budget of bytes.
+scans that are not there by name, or have other voxels under it, those of the same geometry are read once, until all
+digests are found. Else only scans that are shown are read (`clear.picture_reader`), of each nothing but its pictures is
+kept, and all of these together stay within a budget of bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from clear.scans import Scan, find_scans
 from clear.thumbnails import Thumbnails
 from clear.windows import Window
 
+Pair = tuple[str, str]  # scan and digest
 BUDGET = 3_400_000  # bytes of all pictures of a page; as text in it they are a third longer
 
 
@@ -75,26 +76,35 @@ def find_pictures(
 
 
 def _from_scans(wanted: Sequence[Wanted], bags: Bags, place: Path, room: int) -> tuple[dict[Wanted, bytes], list[str]]:
-    of_scan: dict[tuple[str, str], list[Wanted]] = defaultdict(list)
+    of_scan: dict[Pair, list[Wanted]] = defaultdict(list)
     for each in wanted:
         of_scan[each.scan, each.digest].append(each)
-    sources, unread = _sources(list(of_scan), bags.scans, _listed(place, bags.scans))
-    jobs = [
-        Job(sources[scan, digest], digest, tuple((each.slice, each.window) for each in here), room)
-        for (scan, digest), here in of_scan.items()
-    ]
+    known = _listed(place, bags.scans)
+    named = _named(list(of_scan), bags.scans, known)
+    outcomes = dict.fromkeys(of_scan, NOT_THERE)
     found: dict[Wanted, bytes] = {}
-    outcomes: Counter[str] = Counter()
-    for here, answer in zip(of_scan.values(), read_pictures(jobs), strict=True):
-        outcomes[answer.outcome] += 1
-        found |= {each: picture for each, picture in zip(here, answer.pictures, strict=True) if picture is not None}
+
+    def read(sources: Mapping[Pair, tuple[Scan, ...]]) -> None:
+        jobs = [
+            Job(scans, pair[1], tuple((each.slice, each.window) for each in of_scan[pair]), room)
+            for pair, scans in sources.items()
+        ]
+        for pair, answer in zip(sources, read_pictures(jobs), strict=True):
+            outcomes[pair] = answer.outcome
+            pictures = zip(of_scan[pair], answer.pictures, strict=True)
+            found.update({each: picture for each, picture in pictures if picture is not None})
+
+    read({pair: scans for pair, scans in named.items() if scans})
+    moved, unread = _by_voxels(outcomes, named, bags.scans, known)
+    read(moved)
     said = {
         NOT_THERE: "are not in the folder of the scans",
         OTHER_VOXELS: "have other voxels there than those that were extracted",
         REFUSED: "could not be read",
     }
-    notes = [f"{n} scans {said[outcome]}." for outcome, n in outcomes.items() if outcome in said]
-    if unread and outcomes[NOT_THERE]:
+    counts = Counter(outcomes.values())
+    notes = [f"{n} scans {said[outcome]}." for outcome, n in counts.items() if outcome in said]
+    if unread and counts.keys() & {NOT_THERE, OTHER_VOXELS}:
         notes.append(f"{unread} scans of the folder that look like those could not be read.")
     return found, notes
 
@@ -106,24 +116,40 @@ def _listed(place: Path, scans: pl.DataFrame) -> list[Scan]:
     return find_scans(place, modality=modalities[0] if len(modalities) == 1 else None)
 
 
-def _sources(
-    asked: Sequence[tuple[str, str]], scans: pl.DataFrame, known: Sequence[Scan]
-) -> tuple[dict[tuple[str, str], tuple[Scan, ...]], int]:
-    """((scan, digest) -> the scans of the folder that it may be, how many that it might have been cannot be read)."""
-    rows = {row["scan_id"]: row for row in scans.iter_rows(named=True)}
+def _named(asked: Sequence[Pair], scans: pl.DataFrame, known: Sequence[Scan]) -> dict[Pair, tuple[Scan, ...]]:
+    """The scans of the folder that have the id or the series of those that are asked for."""
+    series = dict(scans.select("scan_id", "series_uid").iter_rows())
     by_name: dict[str, list[Scan]] = defaultdict(list)
     for each in known:
         for name in {each.scan_id, each.series_uid} - {None}:
             by_name[str(name)].append(each)
-    sources: dict[tuple[str, str], tuple[Scan, ...]] = {}
+    sources: dict[Pair, tuple[Scan, ...]] = {}
     for scan, digest in asked:
-        names = dict.fromkeys(name for name in (scan, rows[scan]["series_uid"]) if name)
+        names = dict.fromkeys(name for name in (scan, series[scan]) if name)
         sources[scan, digest] = tuple({id(each): each for name in names for each in by_name[name]}.values())
-    lost = [pair for pair in asked if not sources[pair]]
-    unnamed = [each for each in known if each.verdict == "use" and each.scan_id not in rows]  # else it is that one
-    alike = [each for each in unnamed if any(_alike(each, rows[scan]) for scan, _ in lost)]
+    return sources
+
+
+def _by_voxels(
+    outcomes: Mapping[Pair, str], named: Mapping[Pair, tuple[Scan, ...]], scans: pl.DataFrame, known: Sequence[Scan]
+) -> tuple[dict[Pair, tuple[Scan, ...]], int]:
+    """((scan, digest) -> where in the folder the lost ones are, how many that they might have been cannot be read).
+
+    What has an id of the bag file is taken for that scan, unless such an id has other voxels: then ids changed places.
+    """
+    rows = {row["scan_id"]: row for row in scans.iter_rows(named=True)}
+    lost = [pair for pair, outcome in outcomes.items() if outcome in (NOT_THERE, OTHER_VOXELS)]
+    swapped = {id(each) for pair in lost for each in named[pair]}
+    sure = {id(each) for pair in outcomes.keys() - set(lost) for each in named[pair]}
+    free = [
+        each
+        for each in known
+        if each.verdict == "use" and (each.scan_id not in rows or (swapped and id(each) not in sure))
+    ]
+    alike = [each for each in free if any(_alike(each, rows[scan]) for scan, _ in lost)]
+    alike.sort(key=lambda each: id(each) not in swapped)  # two scans that changed places are found first
     found, unread = find_voxels(alike, {digest for _, digest in lost})
-    return sources | {(scan, digest): (found[digest],) for scan, digest in lost if digest in found}, unread
+    return {(scan, digest): (found[digest],) for scan, digest in lost if digest in found}, unread
 
 
 def _alike(scan: Scan, row: Mapping[str, object]) -> bool:

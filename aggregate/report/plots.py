@@ -79,14 +79,12 @@ def folds_svg(material: Material, rows: list[ResultRow], mark: str) -> tuple[str
     spreads = [spread for row in chosen[:SPREADS] if (spread := _spread(material, row)) is not None]
     if not spreads:
         return "", ""
-    figure = spread_figure(
-        spreads,
-        title=f"{METRIC_NAMES.get(metric, metric)} of each fold",
-        x=METRIC_NAMES.get(metric, metric),
-        reference=CHANCE.get(metric),
-    )
-    left = len(chosen) - len(spreads)
-    return svg(figure, name=f"{mark}-folds"), f"{left} more endpoints are in the table." if left > 0 else ""
+    name = METRIC_NAMES.get(metric, metric)
+    figure = spread_figure(spreads, title=f"{name} of each fold", x=name, reference=CHANCE.get(metric))
+    left, other = len(chosen) - len(spreads), len(main) - len(chosen)
+    notes = [f"{left} more endpoints are in the table."] if left else []
+    notes += [f"Not drawn, but in the table: {other} with another main figure than {name}."] if other else []
+    return svg(figure, name=f"{mark}-folds"), " ".join(notes)
 
 
 def training_svg(material: Material, mark: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -117,12 +118,12 @@ def headline(material: Material, rows: list[ResultRow]) -> str:
     lead = f"For {subject}, {model}" + (f" on {encoder} embeddings" if encoder else "")
     what = _LONG.get(row.metric, METRIC_NAMES.get(row.metric, row.metric))
     if best is None or best.value is None:
-        return f"{lead}: {what} is not defined, {_why_not(row)}."
+        return f"{lead}: {what} is not defined, {_why_not(row, material.unit)}."
     mean = "mean " if row.name == "macro" and row.metric != "kappa" else ""
-    text = f"{lead} reaches {_article(mean + what)} of {best.value:.2f}"
+    text = f"{lead} reaches {_article(mean + what)} of {best.value:.2f}{_defined(material, row, rows)}"
     if best.low is not None and best.high is not None:
         text += f" (95 % interval {best.low:.2f} to {best.high:.2f})"
-    return f"{text} {_counted(row)}."
+    return f"{text} {_counted(row, material.unit)}."
 
 
 def beside(rows: list[ResultRow], main: ResultRow) -> str:
@@ -135,12 +136,14 @@ def beside(rows: list[ResultRow], main: ResultRow) -> str:
     return f"Without any image, {' and '.join(reached)}." if reached else ""
 
 
-def includes_chance(row: ResultRow) -> bool | None:
-    """Whether the interval reaches what guessing would give; None where that is not known."""
+def beside_chance(row: ResultRow) -> Literal["below", "at", "above"] | None:
+    """Where the whole interval lies beside what guessing would give, `at` where it includes that; None: not known."""
     best = row.best
-    if row.metric not in CHANCE or best is None or best.low is None:
+    if row.metric not in CHANCE or best is None or best.low is None or best.high is None:
         return None
-    return best.low <= CHANCE[row.metric]
+    if best.high < CHANCE[row.metric]:
+        return "below"
+    return "above" if best.low > CHANCE[row.metric] else "at"
 
 
 def fold_values(material: Material, row: ResultRow) -> NDArray[np.float64]:
@@ -184,24 +187,46 @@ def _rows(table: pl.DataFrame, source: str) -> list[ResultRow]:
 def _estimate(row: dict[str, Any] | None) -> Estimate | None:
     if row is None:
         return None
-    return Estimate(
-        row["estimate"], row.get("ci_low"), row.get("ci_high"), row.get("fold_sd"), row.get("interval") or ""
-    )
+    value, low, high, sd = (_finite(row.get(name)) for name in ("estimate", "ci_low", "ci_high", "fold_sd"))
+    if low is None or high is None:
+        low = high = None
+    return Estimate(value, low, high, sd, row.get("interval") or "")
 
 
-def _why_not(row: ResultRow) -> str:
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _defined(material: Material, row: ResultRow, rows: list[ResultRow]) -> str:
+    """Of a mean to which not all of its endpoints or classes contribute, how many do."""
+    if row.name != "macro":
+        return ""
+    if row.endpoint == "macro":
+        binary = {each.name for each in material.endpoints if each.kind == "binary"}
+        what, members = "endpoints", [each for each in rows if each.endpoint in binary]
+    else:
+        what, members = "classes", [each for each in rows if each.endpoint == row.endpoint and each.name != "macro"]
+    cells = [
+        each.joint if row.joint else each.folds for each in members if each.metric == row.metric and not each.source
+    ]
+    defined = sum(cell is not None and cell.value is not None for cell in cells)
+    return f" over {defined} of {len(cells)} {what}" if defined < len(cells) else ""
+
+
+def _why_not(row: ResultRow, unit: str) -> str:
     if row.n_positive is not None and row.n is not None and row.n_positive in (0, row.n):
-        return "because all scored scans are of one class"
+        return f"because all scored {unit} are of one class"
     return "because no fold defines it"
 
 
-def _counted(row: ResultRow) -> str:
+def _counted(row: ResultRow, unit: str) -> str:
     if row.n is None:
         return f"over {row.n_patients} patients"
     where = {POOLED: "out of fold", ENSEMBLE: "on the fixed test set"}.get(row.joint_name if row.joint else "", "")
     what = "with the event" if row.metric == "c_index" else "positive"
     positive = "" if row.n_positive is None else f" ({row.n_positive} {what})"
-    return f"{where + ', ' if where else ''}over {row.n} scans{positive} of {row.n_patients} patients"
+    of = "" if unit == "patients" else f" of {row.n_patients} patients"
+    return f"{where + ', ' if where else ''}over {row.n} {unit}{positive}{of}"
 
 
 def _article(noun: str) -> str:

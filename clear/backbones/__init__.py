@@ -3,8 +3,9 @@
 A card's `architecture` is `family:model`; `build` hands it to the family. What comes back is a torch module whose
 forward takes (N, C, S, S), or (N, 1, A, B, C) for whole volumes, and returns the embedding (N, d). `feature_map` gives
 the last map before pooling, channels last. Where the embedding is made of that map alone (`pools_map`), `embed_map` is
-the rest of the way. Vision transformers also have `last_attention`, `prefix_tokens` and, where the embedding is their
-class token (`reads_class_token`), `through_attention`.
+the rest of the way. `inner_stage`, where a network has one, is the module whose map has a cell for 8 pixels. Vision
+transformers also have `last_attention`, `prefix_tokens` and, where the embedding is their class token
+(`reads_class_token`), `through_attention`.
 """
 
 from __future__ import annotations

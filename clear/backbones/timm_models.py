@@ -30,6 +30,7 @@ from clear.errors import InputError, WeightsError
 if TYPE_CHECKING:
     from clear.card import EncoderCard
 
+INNER_PIXELS = 8  # a side of a cell of the inner map that explanations use
 _HEAD_WIDTH, _MOCO_HEADS = 64, 12  # see `variant`
 _RUN = ("VisionTransformer", "Eva", "MambaOut", "ResNet")  # known to run without values, see `check_run`
 
@@ -44,7 +45,8 @@ class TimmEncoder(nn.Module):
     Tensor names are timm's own, with `network.` in front. prefix_tokens: class token and registers before the patches.
     rounds_weights: every product runs under autocast, so its weights may be rounded beforehand.
     reads_class_token: the embedding is made of the class token; pools_map: it is made of `feature_map` alone.
-    patch_size: pixels a patch of a vision transformer, else 0.
+    patch_size: pixels a patch of a vision transformer, else 0. inner_stage: the module whose map has a cell for 8
+    pixels, channels in front or (inner_channels_last) last; None for a vision transformer.
     """
 
     rounds_weights = True
@@ -63,6 +65,7 @@ class TimmEncoder(nn.Module):
         self.reads_class_token = has_token and (native_token or pooling in ("class_token", "class_patch_mean"))
         own = pooling == "native" and not self.prefix_tokens and hasattr(network, "forward_head")
         self.pools_map = own or pooling in ("mean_norm", "mean", "patch_mean")
+        self.inner_channels_last = _channels_last(network)
         if pooling == "mean_norm":
             norm: nn.Module = network.get_submodule("head.norm")
             network.head = nn.ModuleDict({"norm": norm})
@@ -88,6 +91,13 @@ class TimmEncoder(nn.Module):
             "patch_mean": patches,
             "class_patch_mean": torch.cat([first, patches], dim=1),
         }[self.pooling]
+
+    @property
+    def inner_stage(self) -> nn.Module | None:
+        if _has_tokens(self.network):
+            return None
+        stages = [each for each in getattr(self.network, "feature_info", ()) if each["reduction"] == INNER_PIXELS]
+        return self.network.get_submodule(stages[-1]["module"]) if stages else None
 
     def feature_map(self, x: Tensor) -> Tensor:
         """(N, h, w, d) last map: patch tokens after the final norm, or a convolutional network's before its pooling."""

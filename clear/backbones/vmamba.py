@@ -171,6 +171,7 @@ class VSSM(nn.Module):
     """The encoder. Arguments bear the official names; a forward_type that ends in `_noz` has no gate."""
 
     pools_map = True
+    inner_channels_last = True
 
     def __init__(
         self,
@@ -207,6 +208,12 @@ class VSSM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, d)."""
         return self.embed_map(self.feature_map(x))
+
+    @property
+    def inner_stage(self) -> nn.Module:
+        """The second stage, whose map has a cell for 8 pixels: 4 of a patch, halved once."""
+        blocks: nn.Module = self.layers[1]["blocks"]  # type: ignore[index]
+        return blocks
 
     def feature_map(self, x: Tensor) -> Tensor:
         """The normed last map, (N, H/32, W/32, d) for four stages."""

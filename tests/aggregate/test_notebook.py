@@ -56,6 +56,33 @@ def test_a_hostile_name_stays_text(run: Path) -> None:
     assert shown.count("&lt;img src=x onerror=alert(1)&gt;") == 6
 
 
+@pytest.mark.parametrize(
+    ("lost", "gone"),
+    [
+        ("cohort", "40 bags"),
+        ("remarks", "no such text"),
+        ("windows", "abdomen"),
+        ("endpoints", "(binary)"),
+        ("fits", "2 fits"),
+        ("bags", "a fake encoder"),
+        ("task", "no such text"),
+        ("aggregator", "abmil"),
+    ],
+)
+def test_a_damaged_record_shows_what_is_there(run: Path, lost: str, gone: str) -> None:
+    settings = json.loads((run / "run.json").read_text())
+    del settings[lost]
+    (run / "run.json").write_text(json.dumps(settings))
+    shown = Run(run)._repr_html_()
+    assert f"run.json lacks {lost}<" in shown
+    assert gone not in shown
+    whole = ("40 bags of 30 patients", "abdomen", "(binary)", "abmil, 2 fits", "a fake encoder", "0.700 to 0.900")
+    assert sum(text in shown for text in whole) == len(whole) - (gone != "no such text")
+    settings[lost] = 3
+    (run / "run.json").write_text(json.dumps(settings))
+    assert "0.700 to 0.900" in Run(run)._repr_html_()
+
+
 def test_a_run_without_its_metrics_says_so(run: Path) -> None:
     (run / "metrics.csv").unlink()
     assert "metrics.csv: missing or damaged" in Run(run)._repr_html_()

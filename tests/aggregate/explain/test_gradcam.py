@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerGradCam
+from captum.attr import LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
 from torch.nn import functional
 
 from aggregate.aggregators import AGGREGATORS, Aggregator, build_aggregator
 from aggregate.explain.endpoint_gradient import bag_outputs
-from aggregate.explain.gradcam import class_activation, class_activation_plus_plus, gradcam, gradcam_plus_plus
+from aggregate.explain.gradcam import (
+    class_activation,
+    class_activation_plus_plus,
+    gradcam,
+    gradcam_plus_plus,
+    hirescam,
+    place_activation,
+)
 from clear.card import EncoderCard
 from clear.encoders import ENCODERS
 from clear.errors import InputError
@@ -219,3 +226,55 @@ def test_an_encoder_of_whole_volumes_is_refused() -> None:
     merlin = Encoder(card, random_network(card, seed=1), "note", device="cpu")
     with pytest.raises(InputError, match="takes whole volumes, so there is no map of a slice"):
         gradcam(merlin, volume(), None, [aggregator(24)], 0)
+
+
+@pytest.mark.parametrize("name", ["mambaout", "vmamba", "resnet"])
+def test_captum_finds_the_same_gradient_times_activation_at_the_inner_stage(name: str) -> None:
+    own = encoder(name)
+    model = aggregator(own.dim)
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network: Any = own.network
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([bag_outputs(model, self.network(x)[None], i) for i in range(3)], dim=1)
+
+    x = torch.cat([x for _, x in own.prepared(volume(), WINDOWS, batch=100)])
+    plain = Plain()
+    channels = 3 if own.network.inner_channels_last else 1
+    spread = []
+    for target in range(3):
+        found = hirescam(own, volume(), WINDOWS, [model], target, batch=2)
+        side = own.card.input_size // 8
+        assert found.shape == (3, 2, side, side)
+        theirs = LayerGradientXActivation(plain, own.network.inner_stage).attribute(x, target=target)
+        expected = theirs.detach().sum(channels).clamp_min(0).numpy().reshape(found.shape)
+        total = expected.sum((2, 3), keepdims=True)
+        expected = expected / np.where(total > 0, total, 1)
+        assert np.abs(found - expected).max() < 1e-4 * expected.max()
+        spread.append(expected.std())
+    assert max(spread) > 1e-4
+
+
+def test_at_a_map_that_is_pooled_by_its_mean_hirescam_is_grad_cam() -> None:
+    rng = np.random.default_rng(0)
+    activation = torch.from_numpy(rng.standard_normal((2, 5, 4, 6)))
+    slope = torch.from_numpy(rng.standard_normal((2, 1, 1, 6))).expand(2, 5, 4, 6)
+    assert torch.allclose(place_activation(activation, slope), class_activation(activation, slope))
+    uneven = slope * torch.linspace(0, 2, 5).view(1, 5, 1, 1)
+    assert not torch.allclose(place_activation(activation, uneven), class_activation(activation, uneven))
+
+
+def test_an_encoder_without_an_inner_map_is_refused_and_its_hooks_are_gone() -> None:
+    own = encoder("patch-mean")
+    with pytest.raises(InputError, match="no inner map of a cell for 8 pixels; use attention, gradcam or occlusion"):
+        hirescam(own, volume(), WINDOWS, [aggregator(own.dim)], 0)
+    convolutional = encoder("mambaout")
+    x = torch.cat([x for _, x in convolutional.prepared(volume(), WINDOWS, batch=100)])
+    embeddings, inner = convolutional.through_inner_map(x)
+    assert inner.is_leaf
+    assert embeddings.grad_fn is not None
+    assert torch.allclose(embeddings.detach(), convolutional.forward(x), atol=1e-6)
+    assert not convolutional.network.inner_stage._forward_hooks

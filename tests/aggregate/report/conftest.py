@@ -31,7 +31,8 @@ def bench() -> ModuleType:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders by name, each with feats.h5, labels.csv and the folder `run`. Not to be changed.
 
-    `pixels` has scans and a quality record too, `mean` and `abmil` are runs of one cohort.
+    `pixels` has scans and a quality record too, `mean` and `abmil` are runs of one cohort; of `pool` and `average` each
+    patient has two scans.
     """
     made, write_run = {}, bench().write_run
     n = 24
@@ -48,6 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "target": ["sick", "grade", "rare"],
             "labels": {"grade": ["low", "mid", "high"] * (n // 3), "rare": [int(i < 3) for i in range(n)]},
         },
+        **{several: {"labels": {"sick": [i // 2 % 2 for i in range(n)]}} for several in ("pool", "average")},
     }
     for name, settings in kinds.items():
         folder = tmp_path_factory.mktemp(name)
@@ -55,6 +57,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             task = folder / "survival.yaml"
             task.write_text("name: survival\nendpoints:\n  - {name: time, kind: survival, event: died}\n")
             settings = {**settings, "target": None, "training": {"task": str(task)}}
+        if name in ("pool", "average"):
+            patients = folder / "patients.csv"
+            patients.write_text(
+                "scan_id,patient_id\n" + "".join(f"scan{i:04d},patient{i // 2:02d}\n" for i in range(n))
+            )
+            settings = {**settings, "training": {"patients": patients, "several": name}}
         made[name] = write_run(folder, scans=n, epochs=2, **settings).parent
     done = [QualityRow(scan_id=f"scan{i:04d}", status="done") for i in range(n)]
     write_quality(made["pixels"] / "feats.qc.csv", done)

@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 
 from aggregate.explain.slice_attention import slice_attention
-from aggregate.report.attended import Attended, AttentionOfRun, attention_of, scans_of, top_slices
+from aggregate.predictions import scans_of
+from aggregate.report.attended import Attended, AttentionOfRun, attention_of, top_slices
+from aggregate.report.attention_summary import profile_svg
 from aggregate.report.material import Material, open_material
 from aggregate.run import Run
 from clear.bags import Bags
@@ -58,6 +60,14 @@ def test_top_slices_are_those_of_both_windows_together_shown_in_the_stronger() -
     one = attended("a", [[0.30, 0.05], [0.20, 0.20], [0.0, 0.25]])
     top = [(slice, one.windows[window].name, share) for _, slice, window, share in top_slices((one,), 2)]
     assert top == [(1, "abdomen", pytest.approx(0.4)), (0, "abdomen", pytest.approx(0.35))]
+
+
+def test_the_profile_of_a_bag_that_lacks_slices_names_slices_and_not_rows() -> None:
+    slices, weights = np.arange(0, 30, 3), np.full(10, 0.05)
+    weights[4] = 0.55
+    one = Attended("a", "d", "axial", "CT", 30, weights, slices, np.zeros(10, int), 5.0 * slices, (LUNG,))
+    (drawn,) = profile_svg((one,), 1, "m")
+    assert "most at slice 12, 60.0 mm" in drawn
 
 
 def test_top_slices_of_a_pooled_bag_come_from_all_of_its_scans() -> None:

@@ -63,6 +63,19 @@ def test_an_interval_that_reaches_chance_is_grave(folder: Path) -> None:
     assert "chance" not in about(folder, [row(joint=Estimate(0.6, 0.51, 0.7))])
 
 
+def test_an_interval_wholly_below_chance_is_worse_than_guessing(folder: Path) -> None:
+    found = about(folder, [row(joint=Estimate(0.2, 0.1, 0.35))])
+    assert "chance" not in found
+    assert found["worse than guessing"] == Caution(
+        "grave",
+        "worse than guessing",
+        "The interval of AUROC lies wholly below 0.5, what guessing gives: sick (0.10 to 0.35). Worse than guessing: "
+        "are labels or scores inverted?",
+    )
+    text = about(folder, [row(metric="r2", joint=Estimate(-0.5, -0.9, -0.1))])["worse than guessing"].text
+    assert text.endswith("(-0.90 to -0.10). Worse than guessing.")
+
+
 def test_a_baseline_that_does_as_well_is_grave_and_one_in_the_interval_a_note(folder: Path) -> None:
     def beside(value: float) -> dict[str, Caution]:
         return about(folder, [row(), row(source="acquisition", joint=Estimate(value, 0.7, 0.95))])

@@ -17,10 +17,10 @@ import pytest
 import aggregate.report as module
 import aggregate.report.case_list as list_module
 from aggregate.report import report, report_beside
-from aggregate.report.comparison import Pair, verdict
+from aggregate.report.comparison import compared
 from aggregate.report.ids import Ids
 from aggregate.report.material import open_material
-from aggregate.report.page import render
+from aggregate.report.page import _cells, render
 from aggregate.run import Run, write_table
 from clear.api import compare
 from clear.errors import InputError
@@ -245,6 +245,75 @@ def test_nulls_of_a_record_are_as_if_they_were_not_there(copied: Copy) -> None:
     assert "repeats of run.json" in missing_of(run)
 
 
+def test_a_bag_without_all_its_class_scores_is_not_listed(copied: Copy) -> None:
+    run = copied("several") / "run"
+    table = Run(run).predictions
+    scan = table["scan_id"][0]
+    lost = table.filter(endpoint="grade", scan_id=scan, **{"class": "high"})
+    assert lost.height == 1
+    write_table(run / "predictions.csv", table.join(lost, on=["scan_id", "endpoint", "class"], how="anti"))
+    material = open_material(run, None)
+    assert (len(material.scored["grade"]), len(material.scored["sick"])) == (23, 24)
+    assert scan not in material.scored["grade"].scans
+    said = missing_of(run)
+    assert "1 of 120 scores are not there (1 of 24 tested scans of folds.csv are not or not wholly scored)" in said
+    assert "grade: its figures are over 24 scans, predictions.csv scores 23" in said
+
+
+def test_folds_of_which_all_bags_lack_scores_are_still_a_page(copied: Copy) -> None:
+    run = copied("several") / "run"
+    table = Run(run).predictions
+    write_table(run / "predictions.csv", table.filter((table["fold"] != 0) | (table["class"] == "low")))
+    assert len(open_material(run, None).scored["grade"]) == 16
+    assert "tested scans of folds.csv are not or not wholly scored" in missing_of(run)
+
+
+def test_a_number_that_is_none_is_null_in_every_table(copied: Copy) -> None:
+    run = copied("mean") / "run"
+    metrics = Run(run).metrics
+    write_table(run / "metrics.csv", metrics.with_columns(estimate=pl.lit(float("nan")), ci_high=pl.lit(float("inf"))))
+    text = report(run).read_text(encoding="utf-8")
+    cells = [html.unescape(cell) for cell in re.findall(r"data-cells='([^']*)'", text)]
+    assert not [cell for cell in cells if "NaN" in cell or "Infinity" in cell]
+    assert "is not defined, because no fold defines it" in " ".join(Parsed(text).text.split())
+    assert _cells([float("nan"), float("-inf"), 0.5, None, "a"]) == '[null, null, 0.5, null, "a"]'
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pool", "out of fold, over 12 bags (6 positive) of 12 patients."),
+        ("average", "out of fold, over 12 patients (6 positive)."),
+        ("mean", "out of fold, over 24 scans (12 positive) of 24 patients."),
+    ],
+)
+def test_the_main_result_is_of_what_the_run_was_judged_by(runs: dict[str, Path], name: str, said: str) -> None:
+    material = open_material(runs[name] / "run", None)
+    text = " ".join(Parsed(render([material])).text.split())
+    assert said in text
+    assert f"positive 50 % of {material.unit}" in text
+
+
+def test_no_error_is_quoted(copied: Copy) -> None:
+    run = copied("average") / "run"
+    table = Run(run).predictions
+    first = table["scan_id"][0]
+    other = pl.when(pl.col("scan_id") == first).then(1 - pl.col("y_true")).otherwise(pl.col("y_true"))
+    write_table(run / "predictions.csv", table.with_columns(y_true=other))
+    material = open_material(run, None)
+    assert (material.scored, len(material.gaps)) == ({}, 1)
+    assert material.gaps[0].why == "Patients have scans with different labels, so their scores cannot be averaged."
+
+    run = copied("mean") / "run"
+    table = Run(run).predictions
+    write_table(run / "predictions.csv", pl.concat([table, table.head(1)]))
+    material = open_material(run, None, "a")
+    assert material.scored == {}
+    assert material.gaps[0].why.startswith("The scores contradict themselves: a bag has two rows of a class")
+    (pair,) = compared([material, open_material(run, None, "b")])
+    assert pair.missing == "The scores of a contradict themselves, so they cannot be compared."
+
+
 def test_what_is_missing_is_named_only_where_that_section_is(copied: Copy) -> None:
     run = copied("mean") / "run"
     for file in run.iterdir():
@@ -277,17 +346,6 @@ def test_numbers_of_the_case_list_are_numbers_in_full(runs: dict[str, Path], tmp
 
 def test_the_calling_of_ordered_classes_is_told(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "of several classes the most probable, of ordered ones the median" in made(runs["several"], tmp_path)
-
-
-def test_the_verdict_is_that_of_the_corrected_p() -> None:
-    row = {"metric": "auroc", "estimator": "pooled", "test": "paired DeLong", "class": "", "a": 0.9, "b": 0.8}
-    row |= {"difference": 0.1, "ci_low": 0.01, "ci_high": 0.19, "p": 0.03}
-    rows = [{**row, "name": name, "p_holm": 0.06} for name in ("x", "y")]
-    said = verdict(Pair("A", "B", tuple(rows), ()))
-    assert "A and B do not differ by more than chance explains" in said
-    assert "p = 0.060 corrected over 2 endpoints (Holm) (paired DeLong)" in said
-    mean = {**row, "class": "macro", "name": "mean", "p_holm": None}
-    assert "p = 0.030 of one test of their mean, not corrected" in verdict(Pair("A", "B", (mean, *rows), ()))
 
 
 def test_a_damaged_record_gives_a_page_of_the_tables(copied: Copy) -> None:

@@ -79,6 +79,25 @@ def test_a_scan_under_another_name_is_known_by_its_voxels(runs: dict[str, Path],
     assert set(find_pictures([asked], bags, scans=tmp_path).found) == {asked}
 
 
+def test_scans_that_changed_places_are_known_by_their_voxels(
+    runs: dict[str, Path], bags: Bags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = wanted(bags, 3)
+    first, second, third = (each.scan for each in asked)
+    shutil.copytree(runs["pixels"] / "scans", tmp_path, dirs_exist_ok=True)
+    for scan, place in ((first, second), (second, first)):
+        shutil.copy(runs["pixels"] / "scans" / f"{scan}.mha", tmp_path / f"{place}.mha")
+    read = []
+    monkeypatch.setattr(module, "HELP_FROM", 100)
+    monkeypatch.setattr(module, "read_volume", lambda scan: (read.append(scan.scan_id), read_volume(scan))[1])
+    found = find_pictures(asked, bags, scans=tmp_path)
+    assert read[:3] == [first, second, third]  # as they are named
+    assert sorted(read[3:5]) == [first, second]  # to know them by their voxels
+    assert read[5:] == [second, first]
+    assert len(found.found) == 3
+    assert found == find_pictures(asked, bags, scans=runs["pixels"] / "scans")
+
+
 @pytest.mark.parametrize("help_from", [6, 100])
 def test_all_renamed_scans_of_one_geometry_are_found_and_each_is_digested_once(
     runs: dict[str, Path], bags: Bags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, help_from: int

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregate.bag_file import find_bags
 from aggregate.cohort import choose_windows, rows_of_scans
 from aggregate.explain.correctness import THRESHOLD
 from aggregate.explain.explanation import Explanation
@@ -26,7 +27,6 @@ from aggregate.explain.slice_attention import CONTRIBUTION, SliceAttention, slic
 from aggregate.explain.target import Target, choose_target, scores_of_bag, targets_of
 from aggregate.predict import check_bags
 from aggregate.record import versions
-from aggregate.report.bag_file import find_bags
 from aggregate.run import Run
 from clear.atomic import write_aside
 from clear.bag_format import ScanRow

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from aggregate.report.bag_file import find_bags
+from aggregate.bag_file import find_bags
 from aggregate.report.material import Material, open_material
 from aggregate.report.page import render
 from aggregate.run import Run

@@ -239,7 +239,8 @@ def test_captum_finds_the_same_gradient_times_activation_at_the_inner_stage(name
             self.network: Any = own.network
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.stack([bag_outputs(model, self.network(x)[None], i) for i in range(3)], dim=1)
+            embeddings = self.network(x)[None]
+            return torch.stack([bag_outputs(model, embeddings, i) for i in range(3)], dim=1)
 
     x = torch.cat([x for _, x in own.prepared(volume(), WINDOWS, batch=100)])
     plain = Plain()
@@ -253,7 +254,7 @@ def test_captum_finds_the_same_gradient_times_activation_at_the_inner_stage(name
         expected = theirs.detach().sum(channels).clamp_min(0).numpy().reshape(found.shape)
         total = expected.sum((2, 3), keepdims=True)
         expected = expected / np.where(total > 0, total, 1)
-        assert np.abs(found - expected).max() < 1e-4 * expected.max()
+        assert np.abs(found - expected).max() <= 1e-4 * expected.max()
         spread.append(expected.std())
     assert max(spread) > 1e-4
 

@@ -48,14 +48,15 @@ class Brightness(nn.Module):
     """Mean brightness of cells of 8 x 8 pixels; the embedding is their mean. One head attends by brightness."""
 
     pools_map, reads_class_token = True, True
-    prefix_tokens, patch_size = 1, CELL
+    prefix_tokens, patch_size, inner_channels_last = 1, CELL, False
 
     def __init__(self) -> None:
         super().__init__()
+        self.inner_stage = nn.AvgPool2d(CELL)
         self.gain = nn.Parameter(torch.ones(1))
 
     def feature_map(self, x: Tensor) -> Tensor:
-        return self.gain * nn.functional.avg_pool2d(x, CELL).permute(0, 2, 3, 1)
+        return self.gain * self.inner_stage(x).permute(0, 2, 3, 1)
 
     def embed_map(self, features: Tensor) -> Tensor:
         return features.mean(dim=(1, 2))
@@ -139,7 +140,7 @@ def test_a_lesion_is_found_at_its_place_in_the_scan(
 
 def test_where_the_answer_falls_with_brightness_the_lesion_speaks_against_it() -> None:
     volume = phantom((64, 64), (1.0, 1.0), (12.0, 12.0), 8.0)
-    for name in ("gradcam", "gradcam++", "attention-gradient"):
+    for name in ("gradcam", "gradcam++", "hirescam", "attention-gradient"):
         assert not MAPS[name](by_hand(), volume, [WINDOW], [brighter()], 1)[1].any()
     heat = saliency(np.eye(3)[:, [1]], MAPS["occlusion"](by_hand(), volume, [WINDOW], [brighter()], 1), volume, CARD)[1]
     assert not heat[42:46, 42:46].any()

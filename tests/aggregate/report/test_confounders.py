@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats.contingency import association
 
-from aggregate.report.bag_file import find_bags
+from aggregate.bag_file import find_bags
 from aggregate.report.confounders import confounders, cramers_v
 from aggregate.report.material import Material, open_material
 from clear.errors import InputError

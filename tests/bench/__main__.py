@@ -4,7 +4,8 @@ Machines are shared and noisy, so each figure sets two ways of doing the same wo
 in turn, and quotes the median of the ratios.
 
 Not among them are the programs beside this one that measure numbers and not speed, each a command of its own:
-`coverage.py` (how often intervals hold the truth) and `mil.py` (real labelled data); docs/statistics.md has both.
+`coverage.py` (how often intervals hold the truth) and `mil.py` (real labelled data), both in docs/statistics.md,
+`pretraining.py table` (docs/pretraining.md), `explain.py` (docs/explain.md) and `encoders.py` (docs/encoders.md).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 
 import extraction
 import pretraining
+import report
 import scan
 import training
 
@@ -21,6 +23,7 @@ PARTS = {
     "scan": scan.main,
     "training": training.main,
     "pretraining": pretraining.main,
+    "report": report.main,
 }
 
 if __name__ == "__main__":

@@ -154,12 +154,14 @@ def measure(run: Path, scans: Path | None, page: Path) -> dict[str, float]:
     return dict(zip(names, map(float, said), strict=True))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Measures and prints; the whole cohort where nothing is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=500)
     parser.add_argument("--slices", type=int, default=60)
     parser.add_argument("--matrix", type=int, default=128)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments if arguments is not None else [])
+    print("\nreport")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         run = write_run(folder, scans=options.scans, slices=options.slices, matrix=options.matrix)
@@ -170,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -172,7 +172,7 @@ def _figure(a: str, b: str, rows: tuple[dict[str, Any], ...], mark: str) -> str:
     if not spreads:
         return ""
     name = METRIC_NAMES.get(metric, metric)
-    figure = spread_figure(spreads, title=f"{a} minus {b}", x=f"difference of {name}", reference=0.0)
+    figure = spread_figure(spreads, title=f"{a} minus {b}", x=f"difference of {name} (bootstrap)", reference=0.0)
     return svg(figure, name=f"{mark}-difference")
 
 

@@ -146,7 +146,11 @@ class Material:
     @property
     def unit(self) -> str:
         """What the run was judged by: scans, patients whose scans' scores were averaged, or bags of pooled scans."""
-        return {"average": "patients", "pool": "bags"}.get(str(self.settings.get("several")), "scans")
+        several = self.settings.get("several")
+        if several == "pool" and self.predictions is not None and self.folds is not None:
+            alone = set(self.predictions["scan_id"]) <= set(self.folds["scan_id"])
+            return "scans" if alone else "bags"
+        return "patients" if several == "average" else "scans"
 
     @cached_property
     def endpoints(self) -> tuple[Endpoint, ...]:

@@ -294,6 +294,14 @@ def test_the_main_result_is_of_what_the_run_was_judged_by(runs: dict[str, Path],
     assert f"positive 50 % of {material.unit}" in text
 
 
+def test_bags_of_one_scan_each_are_called_scans(copied: Copy) -> None:
+    run = copied("mean") / "run"
+    settings = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(settings | {"several": "pool"}))
+    assert open_material(run, None).unit == "scans"
+    assert open_material(copied("pool") / "run", None).unit == "bags"
+
+
 def test_no_error_is_quoted(copied: Copy) -> None:
     run = copied("average") / "run"
     table = Run(run).predictions

@@ -2,7 +2,7 @@
 
     python tests/bench pretraining                                    # images/s against bare forward and backward
     python tests/bench/pretraining.py table build/weights             # short runs, judged on patients they never saw
-    python tests/bench/pretraining.py nodules build/weights           # some of them on the size-blind LIDC nodules
+    python tests/bench/pretraining.py nodules build/weights           # the long ones on the size-blind LIDC nodules
 
 `table` trains the small encoder of `pretrain.shipped` from its untrained start with MoCo v3 and with LeCL at lambda 0,
 1, 3 and 5, three seeds each, beside the long runs of `make weights`, and scores every encoder on the demonstration's
@@ -166,11 +166,11 @@ def table(folder: Path) -> None:
 
 
 def nodules(folder: Path, repeats: int) -> None:
-    """The size-blind task on real scans: the untrained start, MoCo v3 and LeCL of equal length, and what ships."""
-    start, names = shipped.untrained(folder), ("runs/moco-v3-0", "runs/lecl-1-0", "lecl")
-    for card in (start, *(folder / name / "card.json" for name in names)):
-        name = card.parent.name
-        print(f"\n{name}: {read_card(card).trained_on}", flush=True)
+    """The size-blind task on real scans: both untrained starts, and MoCo v3 and LeCL as `make weights` trains them."""
+    cards = [library_start(folder, 0), shipped.untrained(folder)]
+    cards += [shipped.train(folder, objective).card for objective in ("moco-v3", "lecl")]
+    for card in cards:
+        print(f"\n{card.parent.name}: {read_card(card).trained_on}", flush=True)
         lidc(str(card), repeats, limit=0, variants=("fixed", "scaled"))
 
 

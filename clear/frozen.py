@@ -204,10 +204,11 @@ class Encoder:
         return embeddings.float()
 
     def through_inner_map(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(embeddings (N, d) float32, map (N, S / 8, S / 8, d')): an inner map of the network, with a gradient between.
+        """(embeddings (N, d) float32, map (N, h, w, d')): an inner map of the network, with a gradient between.
 
-        The map is a leaf of the graph that ends in the embeddings; nothing before it is recorded.
-        Raises InputError where no stage of the network has a map of this grid, as in vision transformers.
+        The map has ceil(S / 8) cells a side, is a leaf of the graph that ends in the embeddings, and all of them goes
+        through it; nothing before it is recorded. Raises InputError where no stage of the network is known to be so, as
+        in vision transformers.
         """
         stage = getattr(self.network, "inner_stage", None)
         if stage is None:

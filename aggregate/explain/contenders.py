@@ -17,7 +17,7 @@ from aggregate.explain.explain import features_of_scan
 from aggregate.explain.models import models_for
 from aggregate.explain.saliency import ENDPOINT_MAPS, MAPS
 from aggregate.explain.sanity import Destroyed, Pair
-from aggregate.explain.slice_attention import instance_weights, slice_attention
+from aggregate.explain.slice_attention import aggregators_of, instance_weights, slice_attention
 from aggregate.explain.target import Target
 from aggregate.run import Run
 from clear.bags import Bags
@@ -86,14 +86,15 @@ class ScanContenders:
         }
         found = slice_attention(self.run, self.bags, self.scan_id, endpoint=endpoint, output=target.output)
         weights = found.weights
-        own = str(self.run.settings["aggregator"])
+        own = " or ".join(aggregators_of(self.run))
         contenders = [Contender(own, weights, self._map("", self.encoder, list(trained.values()), target))]
         for each in self.destroyed:
             models = list(trained.values()) if each.models is None else _same_folds(each.models, trained)
             encoder, embeddings = self.encoder, self.embeddings
             if each.encoder is not None and self.volume is not None:
                 encoder, embeddings = each.encoder, each.encoder.encode(self.volume, self.windows)
-            _, of_models = instance_weights(models, embeddings, target.output)
+            of_windows = np.arange(len(embeddings)) % len(self.windows)
+            of_models = instance_weights(models, embeddings, of_windows, found.kind, target.output)
             maps = self._map(each.name, encoder, models, target, embeddings)
             contenders.append(Contender(each.name, of_models.mean(axis=0).reshape(weights.shape), maps))
         return contenders

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aggregate.aggregators import AGGREGATORS
 from aggregate.bag_file import find_bags
 from aggregate.cohort import choose_windows, rows_of_scans
 from aggregate.explain.correctness import THRESHOLD
 from aggregate.explain.explanation import Explanation
 from aggregate.explain.models import models_for, pairs_for
 from aggregate.explain.pixels import ScanFolder, find_encoder
-from aggregate.explain.record_of_files import record_of_files
 from aggregate.explain.saliency import MAPS, default_map, saliency
-from aggregate.explain.slice_attention import CONTRIBUTION, SliceAttention, slice_attention
+from aggregate.explain.slice_attention import CONTRIBUTION, SliceAttention, aggregators_of, slice_attention
 from aggregate.explain.target import Target, choose_target, scores_of_bag, targets_of
 from aggregate.predict import check_bags
 from aggregate.record import versions
-from aggregate.run import Run
-from clear.atomic import write_aside
+from aggregate.run import Run, write_json
+from clear.atomic import output_errors, write_aside
 from clear.bag_format import ScanRow
 from clear.bags import Bags
 from clear.errors import InputError
@@ -43,6 +43,9 @@ OF_PIXELS = ("nifti", "dicom", "segmentation", "animation")
 OUTPUTS = ("png", "csv", *OF_PIXELS)
 OF_DICOM = ("dicom", "segmentation")
 NIFTI = "saliency.nii.gz"
+RECORD = "explanation.json"
+PICTURES = ("attention.svg", "attention.png", "attention.csv", "montage.png", "stack.webp")
+FILES = (*PICTURES, NIFTI, "parametric-map.dcm", "segmentation.dcm")  # all that an explanation may write
 TOP = 6  # slices on the montage
 SHOWN = 3  # slices marked on the profile
 
@@ -74,7 +77,7 @@ def explain(
 
     outputs: of OUTPUTS, what is written to `out` (by default `explain/SCAN` in the run folder, `explain/SCAN/FINDING`
     where it predicts several), beside explanation.json, which says what the files are of; none writes nothing. Files of
-    an earlier explanation there are replaced, those that this one has not are removed.
+    an earlier explanation there are removed first.
     Raises InputError where the run cannot explain this scan, or what is found is not what was encoded.
     """
     opened_run = run if isinstance(run, Run) else Run.open(run)
@@ -125,9 +128,10 @@ def explain(
         result = replace(result, remarks=tuple(remarks))
         if outputs:
             folder = Path(out) if out is not None else _folder(opened_run, scan_id, target)
-            with record_of_files(folder, _record(opened_run, opened, result)) as files:
-                files += _write(result, folder, outputs, scan)
-            result = replace(result, files=tuple(files))
+            _clear(folder)
+            result = replace(result, files=tuple(_write(result, folder, outputs, scan)))
+            record = _record(opened_run, opened, result)
+            write_json(folder / RECORD, {**record, "files": [file.name for file in result.files]})
     return result
 
 
@@ -173,12 +177,23 @@ def safe_name(scan_id: str) -> str:
 def _folder(run: Run, scan_id: str, target: Target) -> Path:
     """Where an explanation goes unless told."""
     folder = run.path / "explain" / safe_name(scan_id)
-    return folder / safe_name(target.finding) if len(targets_of(run.endpoints)) > 1 else folder
+    several = sum(each.has_maps for each in targets_of(run.endpoints)) > 1
+    return folder / safe_name(target.finding) if several else folder
+
+
+def _clear(folder: Path) -> None:
+    """Makes the folder and removes what an earlier explanation, finished or not, left in it."""
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (RECORD, *FILES):  # without the record what is left is known to be half written
+            (folder / name).unlink(missing_ok=True)
 
 
 def _record(run: Run, bags: Bags, result: Explanation) -> dict[str, Any]:
     """What the files are of, for explanation.json."""
     return {
+        "format": "clear-explanation",
+        "version": 1,
         "run": str(run.path),
         "bags": bags.digest,
         "encoder": bags.encoder,
@@ -241,14 +256,17 @@ def _remarks(run: Run, attention: SliceAttention, row: ScanRow) -> list[str]:
     remarks = []
     out_of_fold = attention.out_of_fold
     if attention.kind == CONTRIBUTION:
+        dumb = [name for name in aggregators_of(run) if not AGGREGATORS[name].returns_attention]
         remarks.append(
-            f"{run.settings['aggregator']} weighs no slice: in place of attention stands how much each slice raised "
-            "the answer (gradient times its difference from the mean slice of training)"
+            f"{' and '.join(dumb)} weighs no slice: in place of attention stands how much each slice raised the answer "
+            "(gradient times its difference from the scan's mean slice)"
+            + ("" if len(dumb) == len(aggregators_of(run)) else ", for the models of other folds as well")
         )
     if attention.share < 1 - 1e-6:
         remarks.append(
             f"the run reads the scans of a patient as one bag: {100 * attention.share:.1f} % of its {attention.kind} "
             "fell on this scan. Shares of slices are of the scan alone, and so is the score"
+            + ("" if attention.share else "; as none fell on it, all its slices are shown alike")
         )
     if not out_of_fold and row.patient_id is None:
         remarks.append(

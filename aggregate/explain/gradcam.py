@@ -76,7 +76,7 @@ def hirescam(
     embeddings: NDArray[np.floating] | None = None,
     batch: int = BATCH,
 ) -> NDArray[np.float32]:
-    """The same by HiResCAM (`place_activation`) at an inner map of the encoder, (Z, W, S / 8, S / 8).
+    """The same by HiResCAM (`place_activation`) at an inner map of the encoder, with ceil(S / 8) cells a side.
 
     Raises InputError for an encoder without such a map.
     """

@@ -32,12 +32,13 @@ class SliceAttention:
     """How much each slice of a scan counted, in each window.
 
     weights: (Z, W) float64, mean over the models, summing to 1 over both; by_model: (M, Z, W), the same of each model
-    of `pairs`. windows: (W,) those that the run was trained on.
+    of `pairs`, 0 everywhere for one that gave this scan nothing of a bag of several; `weights` are then of the others,
+    and even where none gave it any. windows: (W,) those that the run was trained on.
     position_mm: (Z, 3) LPS centre of each slice's first voxel; z_mm: (Z,) their coordinate along the plane's slice axis
     (`clear.volume.CANONICAL_AXES`: feet to head in axial scans), ascending.
     out_of_fold: as in `ScanModels`. share: of the bag's attention that fell on this scan, mean over the models: 1
     unless the run pools the scans of a patient into one bag.
-    kind: ATTENTION, or CONTRIBUTION where an aggregator weighs no slice (`aggregate.explain.contribution`).
+    kind: ATTENTION, or CONTRIBUTION where an aggregator of the run weighs no slice (`aggregate.explain.contribution`).
     """
 
     scan_id: str
@@ -59,8 +60,8 @@ def slice_attention(
 
     Attention is not of an endpoint: a model with several outputs weighs slices once for all. endpoint: leaves out
     models that could not learn it. For a scan that the run scored these are the numbers of its attention.h5.
-    output: of the models, for what takes the place of attention where one of them weighs nothing: how much each slice
-    raised this output, by all of them.
+    output: of the models, for what takes the place of attention where one of the run's weighs nothing: how much each
+    slice raised this output, by all of them.
 
     Raises InputError where an aggregator weighs nothing and no output is named, the bag file does not fit the run
     (encoder, preprocessing, windows), the scan's voxels are others than the run's, or its bag is one row for the whole
@@ -89,7 +90,9 @@ def slice_attention(
         own = np.concatenate([np.arange(part.start, part.stop, part.step or 1) for part in parts[scan_id]]) - start
         slices, places = bag.slice[own], np.array([number[int(w)] for w in bag.window[own]])
         by_model = np.zeros((len(found.models), row.n_slices, len(windows)))
-        kind, weights = instance_weights(found.models, rows, output)
+        kind = ATTENTION if output is None else kind_of(run)
+        of_rows = np.concatenate([np.asarray(opened.window[part]) for scan in ids for part in parts[scan]])
+        weights = instance_weights(found.models, rows, of_rows, kind, output)
         by_model[:, slices, places] = weights[:, before : before + len(own)]
         position_mm = np.full((row.n_slices, 3), np.nan)
         position_mm[bag.slice] = bag.position_mm
@@ -99,7 +102,7 @@ def slice_attention(
     return SliceAttention(
         scan_id=scan_id,
         windows=windows,
-        weights=by_model.mean(axis=0),
+        weights=by_model[share > 0].mean(axis=0) if share.any() else np.full(by_model.shape[1:], 1 / by_model[0].size),
         z_mm=position_mm @ axis,
         position_mm=position_mm,
         by_model=by_model,
@@ -110,18 +113,32 @@ def slice_attention(
     )
 
 
-def instance_weights(
-    models: Sequence[Aggregator], rows: NDArray[np.floating], output: int | None = None
-) -> tuple[str, NDArray[np.float64]]:
-    """(ATTENTION, (M, K) attention of each model over a bag (K, d)), each summing to 1.
+def kind_of(run: Run) -> str:
+    """ATTENTION where every model of the run weighs instances, else CONTRIBUTION, so that all speak of the same."""
+    return ATTENTION if all(AGGREGATORS[name].returns_attention for name in aggregators_of(run)) else CONTRIBUTION
 
-    Where one of the models weighs no instance it is (CONTRIBUTION, what raised `output` by each of them), so that all
-    models speak of the same thing.
+
+def aggregators_of(run: Run) -> list[str]:
+    """The aggregators of a run's models, sorted: one, but for a nested run whose folds chose different ones."""
+    return sorted({str(fit.get("aggregator", run.settings["aggregator"])) for fit in run.settings["fits"]})
+
+
+def instance_weights(
+    models: Sequence[Aggregator],
+    rows: NDArray[np.floating],
+    windows: NDArray[np.integer],
+    kind: str,
+    output: int | None = None,
+) -> NDArray[np.float64]:
+    """(M, K) of each model over a bag (K, d), each summing to 1: its attention, or what raised `output` (`kind`).
+
+    windows: (K,) which window an instance is in.
     """
-    if output is None or all(model.returns_attention for model in models):
-        packed = PackedRows.of([rows])
-        return ATTENTION, np.stack([predict(model, packed, [0])[1][0].astype(np.float64) for model in models])
-    return CONTRIBUTION, np.stack([contributions(model, rows, output) for model in models])
+    if kind == CONTRIBUTION:
+        assert output is not None
+        return np.stack([contributions(model, rows, windows, output) for model in models])
+    packed = PackedRows.of([rows])
+    return np.stack([predict(model, packed, [0])[1][0].astype(np.float64) for model in models])
 
 
 def _check_weighs(model: Aggregator, run: Run) -> None:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from clear.card import EncoderCard
 
 INNER_PIXELS = 8  # a side of a cell of the inner map that explanations use
+_STAGED = (  # the whole embedding goes through the output of each of their stages, and no border is lost on the way
+    *("MambaOut", "ResNet", "ResNetV2", "ConvNeXt", "SwinTransformer", "SwinTransformerV2"),
+    *("EfficientNet", "MobileNetV3", "RegNet", "DenseNet"),
+)
 _HEAD_WIDTH, _MOCO_HEADS = 64, 12  # see `variant`
 _RUN = ("VisionTransformer", "Eva", "MambaOut", "ResNet")  # known to run without values, see `check_run`
 
@@ -46,7 +50,8 @@ class TimmEncoder(nn.Module):
     rounds_weights: every product runs under autocast, so its weights may be rounded beforehand.
     reads_class_token: the embedding is made of the class token; pools_map: it is made of `feature_map` alone.
     patch_size: pixels a patch of a vision transformer, else 0. inner_stage: the module whose map has a cell for 8
-    pixels, channels in front or (inner_channels_last) last; None for a vision transformer.
+    pixels, channels in front or (inner_channels_last) last; None for a network that is not known to
+    pass everything through it.
     """
 
     rounds_weights = True
@@ -94,9 +99,9 @@ class TimmEncoder(nn.Module):
 
     @property
     def inner_stage(self) -> nn.Module | None:
-        if _has_tokens(self.network):
+        if type(self.network).__name__ not in _STAGED:
             return None
-        stages = [each for each in getattr(self.network, "feature_info", ()) if each["reduction"] == INNER_PIXELS]
+        stages = [each for each in self.network.feature_info if each["reduction"] == INNER_PIXELS]
         return self.network.get_submodule(stages[-1]["module"]) if stages else None
 
     def feature_map(self, x: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from aggregate import train
 from aggregate.explain.explain import explain, safe_name
-from aggregate.explain.record_of_files import record_of_files
 from aggregate.explain.saliency import MAPS
 from aggregate.explain.target import targets_of
 from aggregate.run import Run
+from clear.atomic import OutputError
 from clear.bags import Bags, write_bags
 from clear.errors import InputError, MissingExtra
 from clear.scans import find_scans, read_volume
@@ -168,19 +168,21 @@ def test_files_of_another_explanation_do_not_stay_beside_this_one(known: Any, tm
     assert found.files == (place / "attention.csv",)
 
 
-def test_while_files_are_written_there_is_no_record_of_them(tmp_path: Path) -> None:
-    with record_of_files(tmp_path, {"scan_id": "a"}) as files:
-        (tmp_path / "a.csv").write_text("1")
-        files.append(tmp_path / "a.csv")
+def test_what_a_failed_explanation_leaves_is_never_taken_for_the_next_one(
+    known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OutputError(28, "the disk is full", "stack.webp")
 
-    def fails() -> None:
-        with record_of_files(tmp_path, {"scan_id": "b"}):
-            assert not (tmp_path / "explanation.json").exists()
-            raise InputError("the second stops")
-
-    with pytest.raises(InputError, match="the second stops"):
-        fails()
-    assert {file.name for file in tmp_path.iterdir()} == {"a.csv"}
+    place, outputs = tmp_path / "out", ("csv", "nifti", "animation")
+    explain(known.run, "scan01", scans=known.scans, out=place, outputs=("png", "csv"), device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr("aggregate.explain.animation.write_animation", full)
+        with pytest.raises(OutputError, match="the disk is full"):
+            explain(known.run, "scan03", scans=known.scans, out=place, outputs=outputs, device="cpu")
+    assert {file.name for file in place.iterdir()} == {"attention.csv", "saliency.nii.gz"}  # no record: half written
+    explain(known.run, "scan05", out=place, outputs=("csv",))
+    assert {file.name for file in place.iterdir()} == {"attention.csv", "explanation.json"}
 
 
 def test_a_run_of_several_answers_has_a_folder_for_each(known: Any, tmp_path: Path) -> None:

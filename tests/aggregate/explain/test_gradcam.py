@@ -272,6 +272,8 @@ def test_an_encoder_without_an_inner_map_is_refused_and_its_hooks_are_gone() -> 
     own = encoder("patch-mean")
     with pytest.raises(InputError, match="no inner map of a cell for 8 pixels; use attention, gradcam or occlusion"):
         hirescam(own, volume(), WINDOWS, [aggregator(own.dim)], 0)
+    side_branch = replace(CARDS["resnet"], architecture="timm:xception41", dim=2048, settings={}, input_size=64)
+    assert Encoder(side_branch, random_network(side_branch, seed=1), "note", device="cpu").network.inner_stage is None
     convolutional = encoder("mambaout")
     x = torch.cat([x for _, x in convolutional.prepared(volume(), WINDOWS, batch=100)])
     embeddings, inner = convolutional.through_inner_map(x)

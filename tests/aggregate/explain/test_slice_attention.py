@@ -121,9 +121,27 @@ def test_an_aggregator_that_weighs_nothing_has_contributions_to_an_output_and_is
     assert found.kind == "contribution"
     assert found.weights.sum() == pytest.approx(1)
     with Bags(cohort[0]) as bags:
-        rows = np.asarray(bags["scan000"].features)
-    expected = contributions(run.model(*found.pairs[0]), rows, 0)
+        bag = bags["scan000"]
+    expected = contributions(run.model(*found.pairs[0]), np.asarray(bag.features), bag.window, 0)
     np.testing.assert_allclose(found.weights.ravel(), expected, atol=1e-6)
+
+
+def test_a_scan_on_which_nothing_of_its_bag_fell_has_slices_that_are_alike(make_bags, planted, tmp_path: Path) -> None:
+    features, _ = planted(n=24)
+    patients = {scan: f"p{i // 2:02d}" for i, scan in enumerate(features)}
+    table = tmp_path / "labels.csv"
+    pl.DataFrame({"patient_id": [f"p{i:02d}" for i in range(12)], "lesion": [i % 2 for i in range(12)]}).write_csv(
+        table
+    )
+    bags_file = make_bags(features, patients=patients)
+    run = trained((bags_file, table), tmp_path / "run", join_rule="pool", aggregator="max")
+    with Bags(bags_file) as bags:
+        found = [slice_attention(run, bags, scan) for scan in bags]
+    none = [each for each in found if each.share == 0]
+    assert none
+    for each in none:
+        np.testing.assert_allclose(each.weights, 1 / each.weights.size)
+    assert all(each.weights.sum() == pytest.approx(1) for each in found)
 
 
 def rewritten(path: Path, out: Path, **changes: object) -> Path:

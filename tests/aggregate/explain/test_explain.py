@@ -72,6 +72,29 @@ def test_a_run_that_weighs_no_slice_is_explained_by_what_each_contributed(known:
     assert any(remark.startswith("mean weighs no slice: in place of attention") for remark in written.remarks)
 
 
+def test_a_nested_run_names_the_aggregators_that_its_folds_chose(known: Any, tmp_path: Path) -> None:
+    run = train(
+        known.folder / "feats.h5",
+        labels=known.folder / "labels.csv",
+        target="checks",
+        patients=known.folder / "labels.csv",
+        protocol="nested-cv",
+        grid={"aggregator": ["linear"]},
+        folds=3,
+        epochs=1,
+        output=tmp_path / "run",
+        baselines=(),
+        device="cpu",
+        progress=False,
+    )
+    found = explain(run, "scan03", outputs=())
+    assert found.attention.kind == "contribution"
+    assert found.remarks[0].startswith("linear weighs no slice: in place of attention")
+    assert "other folds" not in found.remarks[0]
+    run.settings["fits"][0]["aggregator"] = "abmil"
+    assert explain(run, "scan03", outputs=()).remarks[0].endswith("for the models of other folds as well")
+
+
 def test_an_explanation_is_of_the_models_that_did_not_train_on_the_scan(known: Any) -> None:
     run = known.run
     found = explain(run, "scan03", scans=known.scans, outputs=(), device="cpu")

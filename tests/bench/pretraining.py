@@ -81,7 +81,8 @@ def library_start(folder: Path, seed: int) -> Path:
     network = random_network(UNTRAINED, seed)
     patients = [draw_patient(seed=10_000, index=index, matrix=MATRIX, slices=SLICES) for index in range(3)]
     centre_embeddings(network, UNTRAINED, [patient.series[0].volume for patient in patients])
-    return export_encoder(UNTRAINED, network, folder / f"library-{seed}", half=True, overwrite=True)
+    card = replace(UNTRAINED, trained_on="untrained: as timm begins it")
+    return export_encoder(card, network, folder / f"library-{seed}", half=True, overwrite=True)
 
 
 def trained(folder: Path, objective: str, options: Mapping[str, Any], seed: int) -> Path:

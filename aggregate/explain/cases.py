@@ -10,7 +10,7 @@ import polars as pl
 
 from aggregate.explain.boxes import Boxes
 from aggregate.explain.masks import Masks
-from aggregate.explain.models import pairs_for
+from aggregate.explain.models import pairs_for, siblings_of
 from aggregate.explain.target import Target, targets_of
 from aggregate.predictions import scans_of
 from aggregate.run import Run
@@ -97,7 +97,8 @@ def _cases_of(run: Run, bags: Bags, marks: Marks, target: Target, labels: tuple[
     fitted = nameless = 0
     for scan in marked - known:
         row = bags.row(scan)
-        if not pairs_for(run, scan, digest=row.digest, patient_id=row.patient_id):
+        siblings = siblings_of(bags, row)
+        if not pairs_for(run, scan, digest=row.digest, patient_id=row.patient_id, siblings=siblings):
             fitted += 1
             continue
         nameless += row.patient_id is None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from aggregate.aggregators import Aggregator
 from aggregate.cohort import choose_windows
 from aggregate.explain.explain import features_of_scan
-from aggregate.explain.models import models_for
+from aggregate.explain.models import models_for, siblings_of
 from aggregate.explain.saliency import ENDPOINT_MAPS, MAPS
 from aggregate.explain.sanity import Destroyed, Pair
 from aggregate.explain.slice_attention import aggregators_of, instance_weights, slice_attention
@@ -73,7 +73,8 @@ class ScanContenders:
         self.windows = choose_windows(bags, run.windows, str(bags.path))
         self.embeddings = features_of_scan(run, bags, scan_id)
         row = bags.row(scan_id)
-        self.found = models_for(run, scan_id, digest=row.digest, patient_id=row.patient_id)
+        siblings = siblings_of(bags, row)
+        self.found = models_for(run, scan_id, digest=row.digest, patient_id=row.patient_id, siblings=siblings)
         self._maps: dict[tuple[str, str], NDArray[np.float32]] = {}
 
     def of(self, target: Target) -> list[Contender]:

@@ -20,7 +20,7 @@ from aggregate.bag_file import find_bags
 from aggregate.cohort import choose_windows, rows_of_scans
 from aggregate.explain.correctness import THRESHOLD
 from aggregate.explain.explanation import Explanation
-from aggregate.explain.models import models_for, pairs_for
+from aggregate.explain.models import models_for, pairs_for, siblings_of
 from aggregate.explain.pixels import ScanFolder, find_encoder
 from aggregate.explain.saliency import MAPS, default_map, saliency
 from aggregate.explain.slice_attention import CONTRIBUTION, SliceAttention, aggregators_of, slice_attention
@@ -86,12 +86,13 @@ def explain(
         opened = open_bags(opened_run, bags, stack)
         check_bags(opened_run, opened)
         row = opened.row(scan_id)
-        found = models_for(opened_run, scan_id, digest=row.digest, patient_id=row.patient_id)
+        siblings = siblings_of(opened, row)
+        found = models_for(opened_run, scan_id, digest=row.digest, patient_id=row.patient_id, siblings=siblings)
         embeddings = features_of_scan(opened_run, opened, scan_id)
         scores = scores_of_bag(opened_run, found.models, found.pairs, embeddings)
         target, score, remarks = choose_target(opened_run.endpoints, scores, endpoint, class_name)
         attention = slice_attention(opened_run, opened, scan_id, endpoint=target.endpoint.name, output=target.output)
-        remarks += _remarks(opened_run, attention, row)
+        remarks += _remarks(opened_run, attention, row, siblings)
         result = Explanation(
             scan_id=scan_id,
             source_digest=row.digest,
@@ -252,7 +253,7 @@ def _check_outputs(outputs: Sequence[str], scan: Scan, volume: Volume, scan_id: 
     return remarks
 
 
-def _remarks(run: Run, attention: SliceAttention, row: ScanRow) -> list[str]:
+def _remarks(run: Run, attention: SliceAttention, row: ScanRow, siblings: Sequence[str]) -> list[str]:
     remarks = []
     out_of_fold = attention.out_of_fold
     if attention.kind == CONTRIBUTION:
@@ -274,7 +275,8 @@ def _remarks(run: Run, attention: SliceAttention, row: ScanRow) -> list[str]:
             "cannot be told, and none is left out"
         )
     elif not out_of_fold:
-        left = len(run.pairs) - len(pairs_for(run, row.scan_id, digest=row.digest, patient_id=row.patient_id))
+        pairs = pairs_for(run, row.scan_id, digest=row.digest, patient_id=row.patient_id, siblings=siblings)
+        left = len(run.pairs) - len(pairs)
         if left:
             remarks.append(
                 f"{left} of {len(run.pairs)} models are left out: they were fitted on another scan of this patient"

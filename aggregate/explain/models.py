@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from aggregate.aggregators import Aggregator
 from aggregate.run import Run, fold_name
+from clear.bag_format import ScanRow
+from clear.bags import Bags
 from clear.errors import InputError
 
 FITTED = ("train", "inner")  # `inner` patients ended the training, so the weights depend on them
@@ -30,16 +33,18 @@ def models_for(
     *,
     digest: str | None = None,
     patient_id: str | None = None,
+    siblings: Sequence[str] = (),
     endpoint: str | None = None,
 ) -> ScanModels:
     """The models that explain a scan, none of which was fitted on its patient (`pairs_for`).
 
     digest: of the scan's voxels, by which the run knows it again under another name. patient_id: as the bag file has
-    it. endpoint: leaves out the models that could not learn it (`Run.not_learnt`), whose logits mean nothing.
+    it. siblings: other scans of the patient in the bag file (`siblings_of`). endpoint: leaves out the models that could
+    not learn it (`Run.not_learnt`), whose logits mean nothing.
     Raises InputError where every model was fitted on the scan's patient, or none learnt the endpoint.
     """
     known = known_as(run, scan_id, digest)
-    pairs = pairs_for(run, scan_id, digest=digest, patient_id=patient_id)
+    pairs = pairs_for(run, scan_id, digest=digest, patient_id=patient_id, siblings=siblings)
     if not pairs:
         raise InputError(
             f"{run.path}: every model of the run was fitted on the patient of scan {scan_id}, so none can explain it "
@@ -53,23 +58,37 @@ def models_for(
 
 
 def pairs_for(
-    run: Run, scan_id: str, *, digest: str | None = None, patient_id: str | None = None
+    run: Run,
+    scan_id: str,
+    *,
+    digest: str | None = None,
+    patient_id: str | None = None,
+    siblings: Sequence[str] = (),
 ) -> list[tuple[int, int]]:
     """The (repeat, fold) of the models that were not fitted on a scan's patient; none where all were.
 
     Those that scored a scan of the run. For one that the run does not know, those that saw no other scan of
-    patient_id (a series that `--join first` left out, one without a label); without a patient_id all of them, as there
-    is nothing to tell by.
+    patient_id (a series that `--join first` left out, one without a label), nor of whom the run takes the siblings to
+    be, which may be another id (`--patients`); without a patient_id all of them, as there is nothing to tell by.
     """
     known = known_as(run, scan_id, digest)
     own = run.folds.filter(pl.col("scan_id") == (scan_id if known is None else known))
     scored = set(own.filter(pl.col("split") == "test").select("repeat", "fold").iter_rows())
     if scored:
         return [pair for pair in run.pairs if pair in scored]
-    patients = set(own["patient_id"].to_list()) or {patient_id} - {None}
+    theirs = run.folds.filter(pl.col("scan_id").is_in(list(siblings)))["patient_id"].to_list()
+    patients = set(own["patient_id"].to_list()) or {patient_id, *theirs} - {None}
     seen = run.folds.filter(pl.col("patient_id").is_in(list(patients)) & pl.col("split").is_in(FITTED))
     fitted = set(seen.select("repeat", "fold").iter_rows())
     return [pair for pair in run.pairs if pair not in fitted]
+
+
+def siblings_of(bags: Bags, row: ScanRow) -> list[str]:
+    """The other scans of a scan's patient in its bag file; none where that names no patient."""
+    if row.patient_id is None:
+        return []
+    scans = bags.scans.filter((pl.col("patient_id") == row.patient_id) & (pl.col("scan_id") != row.scan_id))
+    return [str(each) for each in scans["scan_id"].to_list()]
 
 
 def known_as(run: Run, scan_id: str, digest: str | None = None) -> str | None:

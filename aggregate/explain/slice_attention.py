@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from aggregate.aggregators import AGGREGATORS, Aggregator, predict
 from aggregate.cohort import choose_windows, rows_of_scans
 from aggregate.explain.contribution import contributions
-from aggregate.explain.models import known_as, models_for
+from aggregate.explain.models import known_as, models_for, siblings_of
 from aggregate.packed import PackedRows
 from aggregate.predict import check_bags
 from aggregate.predictions import scans_of
@@ -77,7 +77,14 @@ def slice_attention(
                 f"scan {scan_id}: {opened.encoder} gives one embedding of the whole volume, so there are no slices to "
                 "weigh. Explain a run on a slice encoder"
             )
-        found = models_for(run, scan_id, digest=row.digest, patient_id=row.patient_id, endpoint=endpoint)
+        found = models_for(
+            run,
+            scan_id,
+            digest=row.digest,
+            patient_id=row.patient_id,
+            siblings=siblings_of(opened, row),
+            endpoint=endpoint,
+        )
         if output is None:
             for model in found.models:
                 _check_weighs(model, run)

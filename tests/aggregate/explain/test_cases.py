@@ -24,6 +24,11 @@ class FakeBags(dict[str, Any]):
     def row(self, scan: str) -> Any:
         return self[scan]
 
+    @property
+    def scans(self) -> pl.DataFrame:
+        schema = {"scan_id": pl.String, "patient_id": pl.String}
+        return pl.DataFrame([(scan, one.patient_id) for scan, one in self.items()], schema=schema, orient="row")
+
 
 def run_of(
     endpoints: tuple[Endpoint, ...], rows: list[tuple[Any, ...]], folds: list[str], fitted: tuple[str, ...] = ()
@@ -50,7 +55,12 @@ def marks(**labels: list[str]) -> Boxes:
 
 
 def bags(**patients: str | None) -> Any:
-    return FakeBags({scan: SimpleNamespace(patient_id=patient, digest=scan * 64) for scan, patient in patients.items()})
+    return FakeBags(
+        {
+            scan: SimpleNamespace(scan_id=scan, patient_id=patient, digest=scan * 64)
+            for scan, patient in patients.items()
+        }
+    )
 
 
 def test_a_label_belongs_to_the_binary_endpoint_or_the_class_of_its_name() -> None:
@@ -144,7 +154,7 @@ def test_an_ordinal_endpoint_is_judged_for_its_highest_class_alone() -> None:
 def test_an_id_that_holds_a_semicolon_is_one_scan() -> None:
     run = run_of((NODULE,), [("a;b", "P1", "lung nodule", "present", "test", 1.0)], ["a;b"])
     marked = Boxes(Path("boxes.csv"), {"a;b": (Box((0, 1), (0, 1), (0, 1), "lung nodule"),)})
-    held = FakeBags({"a;b": SimpleNamespace(patient_id="P1", digest="d")})
+    held = FakeBags({"a;b": SimpleNamespace(scan_id="a;b", patient_id="P1", digest="d")})
     (case,), remarks = find_cases(run, held, marked)
     assert dict(case.patients) == {"a;b": "P1"}
     assert remarks == []

@@ -301,6 +301,22 @@ def test_another_scan_of_a_patient_of_the_run_is_explained_by_models_that_did_no
         explain(run, "scan03", outputs=())
 
 
+def test_a_sibling_is_known_where_the_run_has_its_patients_from_a_table(known: Any, tmp_path: Path) -> None:
+    shutil.copytree(known.folder / "run", tmp_path / "run")
+    for table in ("folds.csv", "predictions.csv"):  # the run never heard of scan03, and calls its patients otherwise
+        rows = pl.read_csv(tmp_path / "run" / table, infer_schema=False).filter(pl.col("scan_id") != "scan03")
+        rows.with_columns(pl.col("patient_id").str.replace("patient", "T-")).write_csv(tmp_path / "run" / table)
+    run = Run(tmp_path / "run")
+    run.settings["scan_digests"].pop("scan03")
+    with Bags(known.folder / "feats.h5") as bags:  # scan05 is of the same patient
+        rows = [bags.row(scan) for scan in bags]
+        rows = [replace(row, patient_id="patient05") if row.scan_id == "scan03" else row for row in rows]
+        write_bags(tmp_path / "feats.h5", bags.header, rows, lambda row: bags[row.scan_id])
+    found = explain(run, "scan03", bags=tmp_path / "feats.h5", outputs=())
+    assert found.attention.pairs == explain(known.run, "scan05", outputs=()).attention.pairs
+    assert "2 of 3 models are left out: they were fitted on another scan of this patient" in found.remarks
+
+
 def test_a_stranger_without_a_patient_id_is_explained_with_a_remark(known: Any, tmp_path: Path) -> None:
     with Bags(known.folder / "feats.h5") as bags:
         rows = [replace(bags.row("scan03"), scan_id="new", digest="0" * 64, patient_id=None)]

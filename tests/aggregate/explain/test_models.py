@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
 from aggregate import Run, train
-from aggregate.explain.models import models_for
+from aggregate.explain.models import models_for, siblings_of
+from clear.bags import Bags
 from clear.errors import InputError
 
 QUICK = {"epochs": 2, "batch": 8, "lr": 1e-3, "progress": False}
@@ -54,6 +57,21 @@ def test_another_scan_of_a_patient_of_the_run_is_not_explained_by_models_of_its_
     assert set(found.pairs) == set(run.pairs) - set(fitted.select("repeat", "fold").iter_rows())
     assert not found.out_of_fold
     assert list(models_for(run, "left out", patient_id="of no one here").pairs) == run.pairs
+
+
+def test_a_patient_whom_the_run_calls_otherwise_is_known_by_the_other_scans(run: Run) -> None:
+    found = models_for(run, "left out", digest="0" * 64, patient_id="as the header has it", siblings=["scan003"])
+    assert found.pairs == models_for(run, "scan003").pairs
+    assert set(found.pairs) < set(run.pairs)
+    assert list(models_for(run, "left out", patient_id="as the header has it").pairs) == run.pairs
+
+
+def test_siblings_are_the_other_scans_of_the_patient_in_the_bag_file(make_bags) -> None:
+    scans = {name: np.zeros((2, 16), np.float32) for name in "abc"}
+    with Bags(make_bags(scans, patients={"a": "P", "b": "P", "c": "Q"})) as bags:
+        assert siblings_of(bags, bags.row("a")) == ["b"]
+        assert siblings_of(bags, bags.row("c")) == []
+        assert siblings_of(bags, replace(bags.row("a"), patient_id=None)) == []
 
 
 def test_another_scan_of_a_patient_who_trained_every_model_is_refused(run: Run) -> None:

@@ -292,7 +292,7 @@ class Material:
         if self.history is None:
             return
         for name in ("epoch", "train_loss", "inner_loss"):
-            cells = self.history[name]
+            cells = self.history[name]  # what does not become a number is counted, and left out by `training_svg`
             lost = cells.cast(pl.Float64, strict=False).null_count() - cells.null_count()
             if lost:
                 yield Gap(

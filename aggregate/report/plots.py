@@ -181,6 +181,7 @@ def _largest(scored: Scored) -> list[int]:
 
 
 def _floats(column: pl.Series) -> NDArray[np.float64]:
+    # what is no number is nan here, and counted by `Material.differences`
     return np.asarray(column.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy())
 
 
